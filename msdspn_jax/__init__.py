@@ -1,0 +1,1 @@
+"""msdspn_jax: multiset-equivariant set prediction with approximate implicit differentiation."""
