@@ -1,0 +1,147 @@
+"""What an experiment must say about itself so that the training loop can run it.
+
+A `Task` is a handful of pure functions. The loop (`training.loop`) owns everything else: the
+optimiser step, the devices, the checkpoints, the logs. A task never sees how many devices there
+are, which is why its numbers do not depend on it.
+
+Convention of ``msdspn_jax/tasks/<name>.py`` (the command line finds a task by its module):
+
+- ``Config``: a frozen dataclass, subclass of `training.config.TrainConfig`; every field has a
+  docstring, from which the command line's help is made;
+- ``build(config: Config) -> Task``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+# {"params": ..., "state": ...}: "state" holds what the forward pass updates (batch statistics)
+# and may be left out.
+Variables = dict[str, Any]
+Metrics = dict[str, Float[Array, ""]]
+Batch = PyTree
+
+
+class LossFn(Protocol):
+    """Loss of one device's share of the batch; see `Task.loss`."""
+
+    def __call__(
+        self,
+        variables: Variables,
+        batch: Batch,
+        keys: Key[Array, local_batch],
+        *,
+        stage: Hashable,
+        axis_name: str | None,
+    ) -> tuple[Float[Array, ""], tuple[Metrics, PyTree]]: ...
+
+
+def _one_stage(step: int) -> Hashable:
+    del step
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """An experiment, as pure functions.
+
+    Attributes:
+      name: the word on the command line.
+      init: ``key -> variables``; ``variables["params"]`` is trained, ``variables["state"]``
+        (optional) is replaced by what `loss` returns.
+      sample: ``(key, step, slots) -> batch``: the examples at positions ``slots [local_batch]`` of
+        the global batch of that step; leaves are batch first. ``key`` is the data key of one
+        replicate, the same at every step. Pure and jittable, unless ``host_data``. Fresh data:
+        one key an example, ``fold_in(fold_in(key, step), slot)``; fixed data: a permutation per
+        epoch seeded by ``key`` (`training.task.epoch_positions`). So data never depends on the
+        number of devices or processes.
+      loss: ``(variables, batch, keys [local_batch], *, stage, axis_name) ->
+        (loss, (metrics, new_state))``: the mean over the local batch; ``keys`` are one per
+        example, for noise in the model; ``metrics`` is a dict of scalars, local means as well;
+        ``new_state`` replaces ``variables["state"]`` (None when there is none). ``axis_name`` is
+        None on one device, otherwise the mesh axis over which batch statistics are averaged.
+        The metric names ``inner_energy`` and ``inner_gradient_norm`` are shown on the progress
+        line and guarded against explosion.
+      evaluate: ``(variables, split, key) -> {"loss": ..., ...}``: scalars over a whole split
+        ("val", "test"). Called outside jit, with the variables of one replicate.
+      optimizer: the outer optimiser, schedules included (`training.config.adam`).
+      monitor: which validation metric picks the best checkpoint, and whether small or large is
+        good.
+      stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static
+        argument (the number of inner steps). Each value is compiled once.
+      host_data: if True, `sample` is called outside jit with a Python ``int`` step and a NumPy
+        array of slots, and returns NumPy arrays (images from disk).
+      figures: ``(variables, folder) -> None`` writes pictures of validation predictions as
+        ``folder/*.png``; called when a run ends, by ``msdspn evaluate``, and for TensorBoard's
+        images.
+      describe: facts of the task worth keeping in config.json (sizes of the splits, …).
+    """
+
+    name: str
+    init: Callable[[Key[Array, ""]], Variables]
+    sample: Callable[[Key[Array, ""], Any, Int[Array, local_batch]], Batch]
+    loss: LossFn
+    evaluate: Callable[[Variables, str, Key[Array, ""]], dict[str, Any]]
+    optimizer: optax.GradientTransformation
+    monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")
+    stage: Callable[[int], Hashable] = _one_stage
+    host_data: bool = False
+    figures: Callable[[Variables, Path], None] | None = None
+    describe: dict[str, Any] = field(default_factory=dict)
+
+
+def epoch_positions(
+    key: Key[Array, ""], step: Any, slots: Int[Array, local_batch], *, batch_size: int, size: int
+) -> Int[Array, local_batch]:
+    """Indices into a fixed data set of ``size`` examples: a fresh permutation each epoch.
+
+    Epochs are laid end to end: slot s of step t is example number ``t · batch_size + s`` of that
+    endless sequence, so no example is dropped and a batch may span two epochs. ``t · batch_size``
+    must stay below 2³¹. Any index is computed on its own (a keyed permutation, `_permuted`),
+    without building the permutation: the cost does not grow with the data set.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    step, slots = jnp.asarray(step), jnp.asarray(slots)
+    number = step * batch_size + slots
+    epoch, position = number // size, number % size
+    keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(epoch)
+    return jax.vmap(lambda k, p: _permuted(k, p, size))(keys, position)
+
+
+def _permuted(key: Key[Array, ""], position: Int[Array, ""], size: int) -> Int[Array, ""]:
+    """Where a random permutation of ``range(size)``, chosen by ``key``, sends ``position``.
+
+    A four-round Feistel network permutes the next power of four; walking its cycle until the
+    value falls below ``size`` makes it a permutation of ``range(size)``.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = jnp.uint32((1 << half) - 1)
+    round_keys = jax.random.bits(key, (4,), jnp.uint32)
+
+    def scramble(value):
+        value ^= value >> 16
+        value *= jnp.uint32(0x7FEB352D)
+        value ^= value >> 15
+        value *= jnp.uint32(0x846CA68B)
+        return value ^ (value >> 16)
+
+    def permute(value):
+        left, right = value >> half, value & mask
+        for r in range(4):
+            left, right = right, left ^ (scramble(right ^ round_keys[r]) & mask)
+        return (left << half) | right
+
+    value = permute(position.astype(jnp.uint32))
+    value = jax.lax.while_loop(lambda v: v >= size, permute, value)
+    return value.astype(jnp.int32)
