@@ -1,0 +1,81 @@
+"""Argument checks shared by the public functions.
+
+Every message names the argument, says what was expected and what came. Shapes are static, so these
+checks cost nothing inside `jax.jit`; values are looked at only where they are concrete.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+T = TypeVar("T")
+
+
+def is_traced(array: Any) -> bool:
+    """True while `array` is a tracer: its shape is known, its values are not."""
+    return isinstance(array, jax.core.Tracer)
+
+
+def require_rank(name: str, array: Any, rank: int, axes: str) -> None:
+    """Refuse an array whose number of axes is not `rank`; `axes` spells them, as in "batch n d"."""
+    shape = jnp.shape(array)
+    if len(shape) != rank:
+        raise ValueError(f"{name}: expected {rank} axes [{axes}], got shape {shape}")
+
+
+def require_nonempty(name: str, array: Any, axes: str) -> None:
+    """Refuse an array with an axis of length zero."""
+    shape = jnp.shape(array)
+    if 0 in shape:
+        raise ValueError(f"{name}: every axis of [{axes}] must have length > 0, got shape {shape}")
+
+
+def require_shape(name: str, array: Any, expected: tuple[int, ...], axes: str) -> None:
+    """Refuse an array whose shape is not `expected`."""
+    shape = jnp.shape(array)
+    if shape != tuple(expected):
+        raise ValueError(f"{name}: expected shape {tuple(expected)} [{axes}], got {shape}")
+
+
+def require_floating(name: str, array: Any) -> None:
+    """Refuse integers and booleans where a derivative is to be taken."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a floating-point array, got dtype {dtype}")
+
+
+def require_finite(name: str, tree: Any) -> None:
+    """Refuse NaN and infinity in concrete floating-point arrays; traced ones pass unseen."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if leaf is None or is_traced(leaf) or not hasattr(leaf, "dtype"):
+            continue
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            if bad:
+                where = name + jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"{where}: expected finite values, got {bad} non-finite of {leaf.size} "
+                    f"in an array of shape {leaf.shape}"
+                )
+
+
+def require_positive(name: str, value: float) -> None:
+    """Refuse zero, negative numbers and NaN."""
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+
+
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Refuse a value that is not among `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {listed}, got {value!r}")
+
+
+def lookup(name: str, value: Any, table: Mapping[str, T] | Mapping[str, Callable]) -> Any:
+    """`table[value]`, or an error that lists what there is."""
+    require_choice(name, value, table)
+    return table[value]

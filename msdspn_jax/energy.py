@@ -1,0 +1,76 @@
+"""Energies over sets: E(Y; context, θ), one number per set, to be minimised over Y.
+
+An energy is any function ``(params, sets, context) -> [batch]`` whose value for one set depends on
+that set and its context alone. `latent_energy` builds the one of the paper from a set encoder.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from . import _check
+
+Params = Any
+Energy = Callable[[Params, jax.Array, Any], jax.Array]
+
+
+class Context(NamedTuple):
+    """What a set is decoded from. Every array is batch first and may be differentiated.
+
+    Attributes:
+        latent: z, the vector that the set's encoding shall match.
+        initial_sets: Y₀, to which the proximity term ties the set; None without that term.
+        inputs: X, an input multiset that the encoder sees beside Y; None if unconditioned.
+        mask: True for the elements that are there; None if all are.
+    """
+
+    latent: Float[Array, "batch latent"]
+    initial_sets: Float[Array, "batch n d"] | None = None
+    inputs: Float[Array, "batch n k"] | None = None
+    mask: Bool[Array, "batch n"] | None = None
+
+
+def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> Energy:
+    """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
+
+    The paper's energy (equation 2; the second term in its appendix on experiments, with 0.1). Means,
+    not sums: over the features of the latent, and over the n · d entries of the set.
+
+    Args:
+        encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument where
+            the context holds a mask. `SetEncoder(...).apply` fits. Where the context holds inputs X,
+            g sees [Y, X] concatenated per element, Y first.
+        proximity: weight of the pull towards the initial set; the context must then hold it.
+
+    Returns:
+        An energy ``(params, sets [batch, n, d], context: Context) -> [batch]``.
+    """
+    if proximity < 0:
+        raise ValueError(f"proximity: expected a number >= 0, got {proximity!r}")
+
+    def energy(params, sets, context):
+        joined = sets
+        if context.inputs is not None:
+            if context.inputs.shape[:-1] != sets.shape[:-1]:
+                raise ValueError(
+                    f"context.inputs: expected [batch, n] = {sets.shape[:-1]} as in sets, "
+                    f"got shape {context.inputs.shape}"
+                )
+            joined = jnp.concatenate([sets, context.inputs.astype(sets.dtype)], axis=-1)
+        mask = () if context.mask is None else (context.mask,)
+        encoding = encode(params, joined, *mask)
+        _check.require_shape("context.latent", context.latent, encoding.shape, "batch latent")
+        value = 0.5 * jnp.mean(jnp.square(encoding - context.latent), axis=-1)
+        if proximity:
+            if context.initial_sets is None:
+                raise ValueError(
+                    "context.initial_sets: expected an array because proximity > 0, got None"
+                )
+            distance = jnp.square(sets - context.initial_sets)
+            value = value + proximity * 0.5 * jnp.mean(distance, axis=(-2, -1))
+        return value
+
+    return energy
