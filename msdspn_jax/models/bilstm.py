@@ -1,0 +1,37 @@
+"""A bidirectional LSTM over the elements in the order they come: neither kind of equivariance."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class BiLSTM(nn.Module):
+    """Stacked bidirectional LSTMs, then a linear layer on every element (paper, section 4.1).
+
+    Attributes:
+        output_dim: width of the output.
+        width: cells in each direction.
+        num_layers: layers, each reading both directions of the one before.
+    """
+
+    output_dim: int
+    width: int = 64
+    num_layers: int = 2
+
+    @nn.compact
+    def __call__(self, sets: Float[Array, "batch n d"]) -> Float[Array, "batch n output_dim"]:
+        # The cells take the dtype of their initial carry from here; parameters are at least float32.
+        dtype = jnp.promote_types(sets.dtype, jnp.float32)
+        hidden = sets
+        for layer in range(self.num_layers):
+            hidden = nn.Bidirectional(
+                nn.RNN(
+                    nn.OptimizedLSTMCell(self.width, param_dtype=dtype), name=f"forward_{layer}"
+                ),
+                nn.RNN(
+                    nn.OptimizedLSTMCell(self.width, param_dtype=dtype), name=f"backward_{layer}"
+                ),
+            )(hidden)
+        return nn.Dense(self.output_dim, name="output")(hidden)
