@@ -1,0 +1,195 @@
+"""The optimum's cost equals SciPy's, whatever the cost looks like; failures are loud."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from msdspn_jax.matching import INVALID, UNMATCHED, assign, matched_cost
+
+METHODS = ("device", "optax", "host")
+
+
+def random_cost(seed, shape, kind):
+    rng = np.random.default_rng(seed)
+    if kind == "uniform":
+        cost = rng.random(shape)
+    elif kind == "tied":
+        cost = rng.integers(0, 3, shape)
+    elif kind == "negative":
+        cost = -100 * rng.random(shape) + 30
+    elif kind == "rank-one":  # every row likes the same columns: long augmenting paths
+        cost = rng.random((*shape[:-1], 1)) * rng.random((*shape[:-2], 1, shape[-1]))
+    else:
+        cost = np.zeros(shape)
+    return cost.astype(np.float32)
+
+
+def scipy_cost(cost, rows=None, columns=None):
+    rows = np.ones(cost.shape[0], bool) if rows is None else rows
+    columns = np.ones(cost.shape[1], bool) if columns is None else columns
+    cost = cost[rows][:, columns]
+    row, column = linear_sum_assignment(cost)
+    return cost[row, column].sum(), len(row)
+
+
+def check(cost, assignment, rows=None, columns=None):
+    """A valid matching of as many pairs as there can be, at SciPy's cost."""
+    for index, (matrix, columns_of) in enumerate(zip(cost, np.asarray(assignment), strict=True)):
+        live = (
+            np.ones(len(matrix), bool) if rows is None else rows[index],
+            np.ones(matrix.shape[1], bool) if columns is None else columns[index],
+        )
+        matched = np.flatnonzero(columns_of != UNMATCHED)
+        taken = columns_of[matched]
+        assert len(set(taken.tolist())) == len(taken)
+        assert live[0][matched].all()
+        assert live[1][taken].all()
+        best, pairs = scipy_cost(matrix, *live)
+        assert len(matched) == pairs
+        np.testing.assert_allclose(matrix[matched, taken].sum(), best, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["uniform", "tied", "negative", "rank-one", "zero"])
+@pytest.mark.parametrize("shape", [(7, 6, 6), (7, 4, 6)])
+def test_optimal(method, kind, shape):
+    cost = random_cost(0, shape, kind)
+    assignment = assign(cost, method=method)
+    chex.assert_shape(assignment, shape[:2])
+    chex.assert_type(assignment, jnp.int32)
+    check(cost, assignment)
+
+
+# Few shapes, so that little is compiled; many values.
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([(7, 6, 6), (7, 4, 6), (7, 6, 4)]),
+    st.sampled_from(["uniform", "tied", "negative", "rank-one", "zero"]),
+    st.booleans(),
+)
+def test_device_equals_scipy(seed, shape, kind, masked):
+    cost = random_cost(seed, shape, kind)
+    rng = np.random.default_rng(seed + 1)
+    rows, columns = (rng.random((shape[0], size)) < 0.6 for size in shape[1:])
+    mask = (rows, columns) if masked else None
+    assignment = assign(cost, mask=mask, method="device")
+    check(cost, assignment, *(mask or ()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_come_in_order(method):
+    """Asymmetric, so that the inverse permutation or unsorted pairs would show."""
+    cost = np.ones((2, 4, 4), np.float32)
+    best = np.array([[2, 0, 3, 1], [1, 2, 3, 0]])
+    cost[np.arange(2)[:, None], np.arange(4), best] = 0
+    np.testing.assert_array_equal(assign(cost, method=method), best)
+
+
+@pytest.mark.parametrize("method", ["device", "host"])
+def test_long_paths(method):
+    """The classical worst case: every new row pushes all earlier ones along."""
+    n = 12
+    cost = (np.arange(1, n + 1)[:, None] * np.arange(1, n + 1)).astype(np.float32)[None]
+    assignment = assign(cost, method=method)
+    np.testing.assert_array_equal(assignment[0], np.arange(n)[::-1])
+
+
+@pytest.mark.parametrize("method", ["device", "host"])
+@pytest.mark.parametrize("shape", [(7, 6, 6), (7, 4, 6)])
+def test_mask(method, shape):
+    cost = random_cost(3, shape, "uniform")
+    rng = np.random.default_rng(1)
+    rows, columns = (rng.random((7, size)) < 0.5 for size in shape[1:])
+    rows[0], columns[1] = False, False  # nothing to match
+    # What does not take part may hold anything.
+    cost[~(rows[:, :, None] & columns[:, None, :])] = np.nan
+    assignment = np.asarray(assign(cost, mask=(rows, columns), method=method))
+    assert (assignment[:2] == UNMATCHED).all()
+    check(cost, assignment, rows, columns)
+
+
+def test_one_mask_for_rows_and_columns():
+    cost = random_cost(4, (7, 6, 6), "uniform")
+    mask = np.array([1, 0, 1, 1, 1, 0], bool) & np.ones((7, 1), bool)
+    np.testing.assert_array_equal(
+        assign(cost, mask=mask, method="device"), assign(cost, mask=(mask, mask), method="host")
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_cost_that_is_not_finite_is_reported(method, value):
+    cost = random_cost(5, (2, 4, 4), "uniform")
+    cost[1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"cost must be finite.*\(1, 2, 3\)"):
+        assign(cost, method=method)
+
+
+@pytest.mark.parametrize("method", ["device", "optax"])
+def test_cost_that_is_not_finite_under_jit(method):
+    cost = random_cost(6, (3, 6, 6), "uniform")
+    sound = assign(cost, method=method)
+    cost[1, 2, 3] = np.nan
+    assignment = jax.jit(lambda cost: assign(cost, method=method))(cost)
+    np.testing.assert_array_equal(assignment[1], INVALID)
+    np.testing.assert_array_equal(assignment[::2], sound[::2])
+    total = matched_cost(cost, assignment)
+    np.testing.assert_array_equal(np.isnan(total), [False, True, False])
+    gathered = jnp.take_along_axis(jnp.asarray(cost), assignment[..., None], axis=-1)
+    assert np.isnan(gathered[1]).all()
+
+
+def test_matched_cost_and_its_gradient():
+    cost = jnp.asarray(random_cost(7, (2, 3, 5), "uniform"))
+    assignment = assign(cost)
+    total, gradient = jax.value_and_grad(lambda cost: matched_cost(cost, assign(cost)).sum())(cost)
+    np.testing.assert_allclose(total, sum(scipy_cost(c)[0] for c in np.asarray(cost)), rtol=1e-6)
+    np.testing.assert_array_equal(gradient, jax.nn.one_hot(assignment, 5))
+
+
+def test_shapes_and_transformations():
+    cost = random_cost(8, (2, 3, 4, 4), "uniform")
+    batched = assign(cost, method="device")
+    chex.assert_shape(batched, (2, 3, 4))
+    np.testing.assert_array_equal(assign(cost[1, 2]), batched[1, 2])
+    mapped = jax.jit(jax.vmap(lambda cost: assign(cost, method="device")))(cost)
+    np.testing.assert_array_equal(mapped, batched)
+    chex.assert_shape(assign(np.zeros((0, 4, 4)), method="device"), (0, 4))
+    chex.assert_shape(assign(np.zeros((2, 0, 4)), method="device"), (2, 0))
+
+
+def test_precisions():
+    cost = random_cost(9, (4, 5, 5), "uniform")
+    low = assign(jnp.asarray(cost, jnp.bfloat16), method="device")
+    check(np.asarray(jnp.asarray(cost, jnp.bfloat16), np.float32), low)
+    check(cost * np.float32(1e37), assign(cost * np.float32(1e37), method="device"))
+    with jax.enable_x64():
+        check(cost.astype(np.float64), assign(cost.astype(np.float64), method="device"))
+
+
+def test_auto_agrees():
+    for n in (5, 20):
+        cost = random_cost(10, (3, n, n), "uniform")
+        np.testing.assert_array_equal(assign(cost), jax.jit(assign)(cost))
+
+
+def test_wrong_arguments():
+    cost = np.zeros((2, 3, 4))
+    with pytest.raises(ValueError, match="method must be"):
+        assign(cost, method="hungarian")
+    with pytest.raises(ValueError, match=r"shape \[\*batch, n, m\]"):
+        assign(np.zeros(3))
+    with pytest.raises(ValueError, match="columns must have shape"):
+        assign(cost, mask=np.ones((2, 3), bool))
+    with pytest.raises(ValueError, match="must be boolean"):
+        assign(cost, mask=(np.ones((2, 3)), np.ones((2, 4))))
+    with pytest.raises(ValueError, match="takes no mask"):
+        assign(cost, mask=(np.ones((2, 3), bool), np.ones((2, 4), bool)), method="optax")
+    with pytest.raises(ValueError, match="method='host' needs concrete"):
+        jax.jit(lambda cost: assign(cost, method="host"))(cost)
