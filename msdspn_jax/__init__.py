@@ -1,1 +1,68 @@
-"""msdspn_jax: multiset-equivariant set prediction with approximate implicit differentiation."""
+"""msdspn_jax: multiset-equivariant set prediction with approximate implicit differentiation.
+
+The library of "Multiset-Equivariant Set Prediction with Approximate Implicit Differentiation"
+(Zhang, Zhang, Lacoste-Julien, Burghouts and Snoek, ICLR 2022, arXiv 2111.12193), as pure functions:
+
+    encoder = ms.SetEncoder(hidden_dim=512, latent_dim=512, set_size=10)
+    energy = ms.latent_energy(encoder.apply, proximity=0.1)
+    minimum = ms.minimise(energy, params, context, initial_sets, num_steps=20)
+
+Everything here needs jax, flax, optax and numpy alone. Data, training, plots and the command line
+live in submodules of their own, imported by name.
+"""
+
+from .energy import Context, Energy, latent_energy
+from .implicit import (
+    FixedPoint,
+    Implicit,
+    Unrolled,
+    conjugate_gradient,
+    exact,
+    identity,
+    neumann,
+    parse_gradient,
+    unrolled,
+)
+from .losses import chamfer_loss, hungarian_loss, pairwise_smooth_l1
+from .matching import assign
+from .minimise import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
+from .models.set_predictor import SetDecoder, SetPredictor, random_initial_sets, set_autoencoder
+from .pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
+from .projections import simplex
+from .set_encoder import SetEncoder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_OPTIMIZER",
+    "Context",
+    "Energy",
+    "FixedPoint",
+    "Implicit",
+    "Minimum",
+    "SetDecoder",
+    "SetEncoder",
+    "SetPredictor",
+    "Trajectory",
+    "Unrolled",
+    "assign",
+    "chamfer_loss",
+    "conjugate_gradient",
+    "continuous_weight",
+    "exact",
+    "fspool",
+    "hungarian_loss",
+    "identity",
+    "latent_energy",
+    "mean_pool",
+    "minimise",
+    "neumann",
+    "pairwise_smooth_l1",
+    "parse_gradient",
+    "random_initial_sets",
+    "set_autoencoder",
+    "simplex",
+    "stable_ranks",
+    "sum_pool",
+    "unrolled",
+]

@@ -52,7 +52,8 @@ def require_finite(name: str, tree: Any) -> None:
         if leaf is None or is_traced(leaf) or not hasattr(leaf, "dtype"):
             continue
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            with jax.ensure_compile_time_eval():
+                bad = int(jnp.sum(~jnp.isfinite(leaf)))
             if bad:
                 where = name + jax.tree_util.keystr(path)
                 raise ValueError(

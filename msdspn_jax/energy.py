@@ -36,13 +36,13 @@ class Context(NamedTuple):
 def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> Energy:
     """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
 
-    The paper's energy (equation 2; the second term in its appendix on experiments, with 0.1). Means,
-    not sums: over the features of the latent, and over the n · d entries of the set.
+    The paper's energy; with a learned initial set its experiments use proximity 0.1. Means, not
+    sums: over the features of the latent, and over the n · d entries of the set.
 
     Args:
-        encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument where
-            the context holds a mask. `SetEncoder(...).apply` fits. Where the context holds inputs X,
-            g sees [Y, X] concatenated per element, Y first.
+        encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument
+            where the context holds a mask. `SetEncoder(...).apply` fits. Where the context holds
+            inputs X, g sees [Y, X] concatenated per element, Y first.
         proximity: weight of the pull towards the initial set; the context must then hold it.
 
     Returns:

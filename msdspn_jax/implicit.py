@@ -48,13 +48,25 @@ class FixedPoint(NamedTuple):
     energy: Energy
     projection: Projection | None = None
 
-    def gradient(self, params: Params, context: Any, sets: Sets) -> Sets:
-        """∇_Y E, for every set of the batch.
+    def energies_and_gradient(
+        self, params: Params, context: Any, sets: Sets
+    ) -> tuple[Float[Array, " batch"], Sets]:
+        """E and ∇_Y E, for every set of the batch.
 
-        The energies are summed before differentiating. Sets do not interact, so this is the gradient
-        of each; and it keeps the batch inside the matrix products of the derivative passes.
+        The energies are summed before differentiating. Sets do not interact, so this is the
+        gradient of each; and it keeps the batch inside the matrix products of the derivatives.
         """
-        return jax.grad(lambda sets: jnp.sum(self.energy(params, sets, context)))(sets)
+
+        def total_energy(sets):
+            energies = self.energy(params, sets, context)
+            return jnp.sum(energies), energies
+
+        gradient, energies = jax.grad(total_energy, has_aux=True)(sets)
+        return energies, gradient
+
+    def gradient(self, params: Params, context: Any, sets: Sets) -> Sets:
+        """∇_Y E."""
+        return self.energies_and_gradient(params, context, sets)[1]
 
     def step(self, params: Params, context: Any, sets: Sets) -> Sets:
         """T(Y; z, θ) = proj(Y − ∇_Y E)."""
@@ -84,7 +96,7 @@ Vjp = Callable[[FixedPoint, Params, Any, Sets, Sets], tuple[Params, Any]]
 class Implicit:
     """Differentiate at the minimum: ``vjp(fixed_point, params, context, sets, v) -> (θ̄, context̄)``.
 
-    Build one with `identity`, `neumann`, `conjugate_gradient` or `exact`; or wrap a rule of your own.
+    Build one with `identity`, `neumann`, `conjugate_gradient` or `exact`; or wrap your own rule.
     """
 
     name: str
@@ -285,7 +297,7 @@ GRADIENTS: dict[str, Callable[..., Gradient]] = {
 
 
 def parse_gradient(text: str) -> Gradient:
-    """A way to differentiate from its spelling: "identity", "neumann:3", "conjugate_gradient:10:0.01".
+    """A way to differentiate from its spelling: "identity", "neumann:3", "conjugate_gradient:10".
 
     For command lines and configuration files. Arguments follow the name after colons, in order.
 

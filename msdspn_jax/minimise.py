@@ -85,8 +85,8 @@ def minimise(
         max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
         gradient: `identity()` (the paper's, and the default), `neumann(k)`,
             `conjugate_gradient(k)`, `exact()` or `unrolled()`.
-        tolerance: a set stops where its gradient norm, as defined in `Minimum`, is at most this; the
-            loop ends when all have.
+        tolerance: a set stops where its gradient norm, as defined in `Minimum`, is at most this;
+            the loop ends when all have.
         return_trajectory: keep every iterate, with energies and gradient norms.
         unroll: steps per iteration of the compiled loop, see `jax.lax.scan`.
 
@@ -116,7 +116,8 @@ def minimise(
         descent = _implicitly(descend, fixed_point, gradient)(params, context, initial_sets)
 
     watched = lax.stop_gradient((params, context, descent.sets))
-    final_energy, norm = _watch(fixed_point, *watched)
+    final_energy, grads = fixed_point.energies_and_gradient(*watched)
+    norm = _residual_norm(fixed_point, watched[2], grads)
     trajectory = None
     if return_trajectory:
         history = Trajectory(*lax.stop_gradient(descent.history))
@@ -170,17 +171,15 @@ def _descend(
     """`num_steps` steps of projected, clipped descent; the loop itself."""
     batch = initial_sets.shape[0]
 
-    def total_energy(sets):
-        energies = fixed_point.energy(params, sets, context)
-        return jnp.sum(energies), energies
+    watching = keep_history or tolerance is not None
 
     def step(carry, _):
         sets, state, _, taken = carry
-        grads, energies = jax.grad(total_energy, has_aux=True)(sets)
+        energies, grads = fixed_point.energies_and_gradient(params, context, sets)
         clipped = grads if max_grad_norm is None else clip_per_set(grads, max_grad_norm)
         updates, state = optimizer.update(clipped, state, sets)
         moved = fixed_point.project(jnp.asarray(optax.apply_updates(sets, updates)))
-        norm = per_set_norm(fixed_point.project(sets - grads) - sets)
+        norm = _residual_norm(fixed_point, sets, grads) if watching else None
         if tolerance is None:
             taken = taken + 1
         else:
@@ -188,8 +187,7 @@ def _descend(
             # A set that has arrived stays for good: its gradient no longer changes.
             moved = jnp.where(going[:, None, None], moved, sets)
             taken = taken + going
-        history = (sets, energies, norm) if keep_history else ()
-        return (moved, state, sets, taken), (history, norm)
+        return (moved, state, sets, taken), (sets, energies, norm) if watching else ()
 
     taken = jnp.zeros(batch, jnp.int32)
     start = (initial_sets, optimizer.init(initial_sets), initial_sets, taken)
@@ -197,7 +195,7 @@ def _descend(
     if tolerance is None or keep_history or differentiated:
         if isinstance(gradient, Unrolled) and gradient.rematerialise:
             step = jax.checkpoint(step)
-        end, (history, _) = lax.scan(step, start, None, length=num_steps, unroll=unroll)
+        end, history = lax.scan(step, start, None, length=num_steps, unroll=unroll)
     else:
 
         def unfinished(carry):
@@ -206,23 +204,21 @@ def _descend(
 
         def advance(carry):
             steps, _, inner = carry
-            inner, (_, norm) = step(inner, None)
+            inner, (_, _, norm) = step(inner, None)
             return steps + 1, jnp.any(norm > tolerance), inner
 
         # A while loop ends early, but has no reverse derivative: implicit ways need none.
         *_, end = lax.while_loop(unfinished, advance, (jnp.int32(0), jnp.array(True), start))
         history = ()
     sets, _, last_evaluated, taken = end
-    return _Descent(sets, last_evaluated, taken, history)
+    return _Descent(sets, last_evaluated, taken, history if keep_history else ())
 
 
-def _watch(fixed_point, params, context, sets):
-    def total_energy(sets):
-        energies = fixed_point.energy(params, sets, context)
-        return jnp.sum(energies), energies
-
-    grads, energies = jax.grad(total_energy, has_aux=True)(sets)
-    return energies, per_set_norm(fixed_point.project(sets - grads) - sets)
+def _residual_norm(fixed_point, sets, grads):
+    """Norm of proj(Y − ∇E) − Y: zero at a minimum, on the border of the feasible sets too."""
+    if fixed_point.projection is None:
+        return per_set_norm(grads)
+    return per_set_norm(fixed_point.project(sets - grads) - sets)
 
 
 def per_set_norm(sets: Float[Array, "batch n d"]) -> Float[Array, " batch"]:

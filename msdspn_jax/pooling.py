@@ -6,8 +6,8 @@ every feature column and takes a dot product with learned weights, one per posit
     pooled[c] = Σ_k sorted(h[:, c])[k] · w[k, c]  =  Σ_i h[i, c] · w[rank(i, c), c].
 
 The right-hand side is what this module computes. It never builds the sorted array: the ranks are
-found by comparing, the weights are selected by rank, and since ranks are piecewise constant in h the
-rest is *linear* in h and in w. Ordinary automatic differentiation is therefore exact, to every
+found by comparing, the weights are selected by rank, and since ranks are piecewise constant in h
+the rest is *linear* in h and in w. Ordinary automatic differentiation is therefore exact, to every
 order and in both modes: ∂pooled[c]/∂h[i, c] = w[rank(i, c), c], the exclusively
 multiset-equivariant gradient on which DSPN rests (two equal elements have distinct ranks, hence
 distinct gradients).
@@ -69,7 +69,7 @@ def stable_ranks(
 def select_by_rank(
     weight: Float[Array, "*#batch n c"], ranks: Int[Array, "*batch n c"]
 ) -> Float[Array, "*batch n c"]:
-    """`weight[..., ranks[..., i, c], c]`: to every entry the weight of its rank. Linear in `weight`.
+    """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank; linear in it.
 
     For small n the weight is found by comparing the rank with every position, which vectorises
     where a gather would run entry by entry.

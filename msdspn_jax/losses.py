@@ -1,0 +1,191 @@
+"""Losses between sets: Hungarian (optimal assignment), Chamfer (nearest neighbours), numbering."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from . import _check, matching
+
+
+def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """½x² within ±1, |x| − ½ outside (Huber's function with δ = 1), entry by entry."""
+    size = jnp.abs(difference)
+    inside = jnp.minimum(size, 1)
+    return 0.5 * jnp.square(inside) + (size - inside)
+
+
+def pairwise_smooth_l1(
+    prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
+) -> Float[Array, "batch n m"]:
+    """Smooth-l1 distance, mean over d, of every predicted element to every target element."""
+    _check_sets(prediction, target)
+    return jnp.mean(smooth_l1(prediction[:, :, None] - target[:, None]), -1)
+
+
+def pairwise_squared(
+    prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
+) -> Float[Array, "batch n m"]:
+    """Squared Euclidean distance, mean over d, of every predicted to every target element."""
+    _check_sets(prediction, target)
+    return jnp.mean(jnp.square(prediction[:, :, None] - target[:, None]), -1)
+
+
+def hungarian_loss(
+    prediction: Float[Array, "batch n d"],
+    target: Float[Array, "batch m d"],
+    *,
+    target_mask: Bool[Array, "batch m"] | None = None,
+    method: matching.Method = "auto",
+) -> Float[Array, " batch"]:
+    """Smooth-l1 distance of the best one-to-one matching, mean over the matched pairs.
+
+    The loss of the paper's sections 4.2 and 4.3. The assignment is piecewise constant, so the
+    gradient is that of the matched pairs.
+
+    Args:
+        prediction: n elements.
+        target: m elements, m ≤ n.
+        target_mask: True for the target elements that are there. Predictions left over by the
+            present ones are free; a set with no element has loss 0. (The alternative for sets of
+            varying size is a presence feature in d, with absent elements all zero.)
+        method: solver of the assignment problem, see `matching.assign`; "host" cannot be jitted.
+
+    Raises:
+        ValueError: shapes that do not fit, more targets than predictions.
+    """
+    cost = pairwise_smooth_l1(prediction, target)
+    n, m = cost.shape[1:]
+    if m > n:
+        raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
+    mask, size = None, m
+    if target_mask is not None:
+        _check.require_shape("target_mask", target_mask, target.shape[:2], "batch m")
+        mask = (jnp.ones(prediction.shape[:2], bool), target_mask)
+        size = jnp.maximum(jnp.sum(target_mask, -1), 1).astype(cost.dtype)
+    assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
+    return matching.matched_cost(cost, assignment) / size
+
+
+def chamfer_loss(
+    prediction: Float[Array, "batch n d"],
+    target: Float[Array, "batch m d"],
+    *,
+    target_mask: Bool[Array, "batch m"] | None = None,
+) -> Float[Array, " batch"]:
+    """Squared distance to the nearest element of the other set, both ways (arXiv 1906.06565).
+
+    Mean over d, mean over the elements of each set, the two directions added. Cheaper than the
+    Hungarian loss and blind to multiplicity: two targets may share one prediction.
+
+    Args:
+        prediction: n elements.
+        target: m elements.
+        target_mask: True for the target elements that are there; absent ones are nobody's
+            neighbour. A set with no element has loss 0.
+    """
+    distance = pairwise_squared(prediction, target)
+    if target_mask is None:
+        return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
+    _check.require_shape("target_mask", target_mask, target.shape[:2], "batch m")
+    size = jnp.sum(target_mask, -1)
+    to_prediction = jnp.where(target_mask, jnp.min(distance, 1), 0)
+    nearest = jnp.min(jnp.where(target_mask[:, None], distance, jnp.inf), 2)
+    to_target = jnp.where(size[:, None] > 0, nearest, 0)
+    count = jnp.maximum(size, 1).astype(distance.dtype)
+    return jnp.sum(to_prediction, -1) / count + jnp.mean(to_target, -1)
+
+
+def _check_sets(prediction, target):
+    for name, sets in (("prediction", prediction), ("target", target)):
+        _check.require_rank(name, sets, 3, "batch n d")
+        _check.require_nonempty(name, sets, "batch n d")
+    if prediction.shape[0] != target.shape[0] or prediction.shape[2] != target.shape[2]:
+        raise ValueError(
+            "target: expected batch and d as in prediction "
+            f"{prediction.shape}, got shape {target.shape}"
+        )
+
+
+NUMBERING_COSTS = ("l2", "ce")
+
+
+def numbering_assignment(
+    prediction: Float[Array, "batch n d"],
+    target: Float[Array, "batch n d"],
+    classes: Float[Array, "batch n num_classes"],
+    *,
+    cost: str = "l2",
+    method: str = "auto",
+) -> Int[Array, "batch n"]:
+    """Match every predicted element to a target element of its own class, at least total cost.
+
+    Row i of prediction and of target belong to the same input element; within a class any order is
+    right (paper, section 4.1). Other classes are kept apart by a cost that no matching within the
+    classes can reach, so the result is exact for costs of any size.
+
+    Args:
+        prediction: for cost "l2" points, for "ce" logits.
+        target: one-hot numbers.
+        classes: one-hot classes of the input elements.
+        cost: "l2", Euclidean distance, or "ce", cross-entropy.
+        method: solver of the assignment problem, see `matching.assign`.
+
+    Returns:
+        For every element of prediction, in order, the index of its target. Where the prediction is
+        not finite, `matching.INVALID`, of which `numbering_loss` makes NaN.
+    """
+    _check_sets(prediction, target)
+    _check.require_shape("target", target, prediction.shape, "batch n d")
+    _check.require_rank("classes", classes, 3, "batch n num_classes")
+    if classes.shape[:2] != prediction.shape[:2]:
+        raise ValueError(
+            f"classes: expected [batch, n] = {prediction.shape[:2]} as in prediction, "
+            f"got shape {classes.shape}"
+        )
+    _check.require_choice("cost", cost, NUMBERING_COSTS)
+    prediction, target = lax.stop_gradient((prediction, target))
+    if cost == "l2":
+        pairs = _distance(prediction[:, :, None] - target[:, None])
+    else:
+        pairs = -jnp.einsum("bid,bjd->bij", jax.nn.log_softmax(prediction), target)
+    same = jnp.einsum("bic,bjc->bij", classes, classes) > 0.5
+    lowest, highest = (f(pairs, axis=(1, 2), keepdims=True) for f in (jnp.min, jnp.max))
+    apart = highest + pairs.shape[-1] * (highest - lowest) + 1
+    # NaN must stay where it is, so that the assignment can report it.
+    return matching.assign(jnp.where(same, pairs, apart), method=method)
+
+
+def numbering_loss(
+    prediction: Float[Array, "batch n d"],
+    target: Float[Array, "batch n d"],
+    classes: Float[Array, "batch n num_classes"],
+    *,
+    cost: str = "l2",
+    method: str = "auto",
+    assignment: Int[Array, "batch n"] | None = None,
+) -> Float[Array, " batch"]:
+    """Loss of class-specific numbering: cost of the best matching within classes, mean over pairs.
+
+    Args:
+        prediction: for cost "l2" points (DSPN, iDSPN), for "ce" logits (all other models).
+        target: one-hot numbers.
+        classes: one-hot classes of the input elements.
+        cost: "l2", Euclidean distance (not squared), or "ce", cross-entropy.
+        method: solver of the assignment problem, see `matching.assign`.
+        assignment: what `numbering_assignment` found, if it is known already.
+    """
+    if assignment is None:
+        assignment = numbering_assignment(prediction, target, classes, cost=cost, method=method)
+    _check.require_choice("cost", cost, NUMBERING_COSTS)
+    matched = jnp.take_along_axis(target, assignment[..., None], axis=1)
+    if cost == "l2":
+        return jnp.mean(_distance(prediction - matched), -1)
+    return jnp.mean(-jnp.sum(jax.nn.log_softmax(prediction) * matched, -1), -1)
+
+
+def _distance(difference: Float[Array, "*any d"]) -> Float[Array, "*any"]:
+    """l2 norm, with derivative zero rather than NaN at zero: the simplex has corners to sit in."""
+    squared = jnp.sum(jnp.square(difference), -1)
+    zero = squared == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))

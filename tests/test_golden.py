@@ -1,0 +1,125 @@
+"""Agreement with the authors' implementation, in float64, on every golden file.
+
+The folder is named by MSDSPN_GOLDEN (default: tests/golden). Every file found must be checked by
+some test here or in a sibling test_golden_*.py; one that is not is a failure.
+"""
+
+import chex
+import golden_files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import msdspn_jax as ms
+
+TOLERANCE = 1e-9
+MODEL_FILES = sorted(path.name for path in golden_files.FOLDER.glob("*dspn_*.npz"))
+SCORE_FILE = "losses_and_metrics.npz"
+SCORE_ARRAYS = {"sets", "numbering", "ap", "simplex"}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def to_flax(tree: dict, *, relational: bool) -> dict:
+    first = ("pair_kernel", "pair_bias") if relational else None
+    hidden = {"kernel": tree["hidden_kernel"], "bias": tree["hidden_bias"]}
+    params = {"output": {"kernel": tree["output_kernel"], "bias": tree["output_bias"]}}
+    params |= dict(zip(first, hidden.values(), strict=True)) if first else {"hidden": hidden}
+    if "pool_weight" in tree:
+        params["pool_weight"] = tree["pool_weight"]
+    return jax.tree.map(jnp.asarray, params)
+
+
+def build(config: dict):
+    pool, relational = config["pool"], config["pool"] == "pairwise_fspool"
+    learned = config["learned_initial_set"]
+    return ms.SetPredictor(
+        encoder=ms.SetEncoder(config["hidden_dim"], config["latent_dim"], config["set_size"]),
+        decoder=ms.SetDecoder(
+            config["set_size"],
+            config["set_dim"],
+            config["hidden_dim"],
+            num_steps=config["num_steps"],
+            optimizer=optax.sgd(
+                config["learning_rate"],
+                momentum=config["momentum"] or None,
+                nesterov=config["nesterov"],
+            ),
+            max_grad_norm=config["max_grad_norm"],
+            gradient={"identity": ms.identity, "unrolled": ms.unrolled}[config["backward"]](),
+            initial_set="learned" if learned else "random",
+            proximity=0.1 if learned else 0.0,
+            pool="fspool" if relational else pool,
+            relational=relational,
+            projection=ms.simplex if config["projection"] == "simplex" else None,
+        ),
+        condition_on_inputs="concatenated" in config["energy"],
+    ), relational
+
+
+def variables(tree: dict, relational: bool) -> dict:
+    decoder = {"energy_encoder": to_flax(tree["energy_encoder"], relational=relational)}
+    if "initial_set" in tree:
+        decoder["initial_set"] = jnp.asarray(tree["initial_set"])
+    encoder = to_flax(tree["input_encoder"], relational=False)
+    return {"params": {"encoder": encoder, "decoder": decoder}}
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_model(name):
+    arrays = golden_files.load(name)
+    config = golden_files.config(arrays)
+    model, relational = build(config)
+    params = variables(golden_files.nested(arrays, "param/"), relational)
+    expected_grads = variables(golden_files.nested(arrays, "grad/"), relational)
+    options = (
+        {"initial_sets": jnp.asarray(arrays["initial_set"])} if "initial_set" in arrays else {}
+    )
+    inputs = jnp.asarray(arrays["input_set"])
+
+    def objective(params):
+        minimum = model.apply(params, inputs, return_trajectory=True, **options)
+        return jnp.sum(minimum.sets * arrays["cotangent"]), minimum
+
+    grads, minimum = jax.jit(jax.grad(objective, has_aux=True))(params)
+    latent = model.apply(params, inputs, method=lambda module, x: module.encoder(x))
+    chex.assert_trees_all_close(latent, arrays["latent"], atol=TOLERANCE, rtol=0)
+    chex.assert_trees_all_close(minimum.sets, arrays["output_set"], atol=TOLERANCE, rtol=0)
+    chex.assert_trees_all_close(grads, expected_grads, atol=TOLERANCE, rtol=0)
+    if "last_negative_gradient" in arrays:
+        last = np.sqrt(np.sum(arrays["last_negative_gradient"] ** 2, axis=(1, 2)))
+        norms = minimum.trajectory.gradient_norm[-2]
+        chex.assert_trees_all_close(norms, last, atol=TOLERANCE, rtol=0)
+
+
+def test_set_losses():
+    arrays = golden_files.load(SCORE_FILE)
+    prediction, target = arrays["sets/prediction"], arrays["sets/target"]
+    for method in ("device", "optax", "host"):
+        hungarian = ms.hungarian_loss(prediction, target, method=method)
+        expected = arrays["sets/hungarian_smooth_l1"]
+        chex.assert_trees_all_close(hungarian, expected, atol=TOLERANCE, rtol=0)
+    chamfer = ms.chamfer_loss(prediction, target)
+    chex.assert_trees_all_close(chamfer, arrays["sets/chamfer"], atol=TOLERANCE, rtol=0)
+
+
+def test_simplex():
+    arrays = golden_files.load(SCORE_FILE)
+    output, vjp = jax.vjp(ms.simplex, jnp.asarray(arrays["simplex/input"]))
+    chex.assert_trees_all_close(output, arrays["simplex/output"], atol=TOLERANCE, rtol=0)
+    (pulled,) = vjp(jnp.asarray(arrays["simplex/cotangent"]))
+    chex.assert_trees_all_close(pulled, arrays["simplex/vjp"], atol=TOLERANCE, rtol=0)
+
+
+def test_every_file_is_checked():
+    found = {path.name for path in golden_files.FOLDER.glob("*.npz")}
+    assert MODEL_FILES, f"no model files in {golden_files.FOLDER}"
+    assert found == {*MODEL_FILES, SCORE_FILE}
+    prefixes = {key.split("/")[0] for key in golden_files.load(SCORE_FILE)}
+    assert prefixes == SCORE_ARRAYS
