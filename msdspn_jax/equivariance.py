@@ -245,7 +245,7 @@ def check_equivariance(
     permutations = np.asarray(
         jax.vmap(jax.vmap(lambda each: jax.random.permutation(each, n)))(keys)
     )
-    with jax.enable_x64(float64 or bool(jax.config.jax_enable_x64)):
+    with jax.enable_x64(float64 or jax.dtypes.canonicalize_dtype(float) == np.float64):
         precision = np.float64 if float64 else np.asarray(sets).dtype
         originals = np.asarray(sets, dtype=precision)
         permuted = np.take_along_axis(originals[:, None], permutations[..., None], axis=2)

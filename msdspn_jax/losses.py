@@ -116,7 +116,7 @@ def numbering_assignment(
     classes: Float[Array, "batch n num_classes"],
     *,
     cost: str = "l2",
-    method: str = "auto",
+    method: matching.Method = "auto",
 ) -> Int[Array, "batch n"]:
     """Match every predicted element to a target element of its own class, at least total cost.
 
@@ -162,7 +162,7 @@ def numbering_loss(
     classes: Float[Array, "batch n num_classes"],
     *,
     cost: str = "l2",
-    method: str = "auto",
+    method: matching.Method = "auto",
     assignment: Int[Array, "batch n"] | None = None,
 ) -> Float[Array, " batch"]:
     """Loss of class-specific numbering: cost of the best matching within classes, mean over pairs.

@@ -1,6 +1,6 @@
 """How good a predicted set is: average precision by both published protocols, errors by attribute.
 
-All functions here run on the host with NumPy, in float64, on whole evaluation sets at once.
+All but `numbering_accuracy` run on the host with NumPy, in float64, on whole evaluation sets.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from msdspn_jax.matching import assign
@@ -305,3 +305,29 @@ def _check_thresholds(thresholds: ArrayLike) -> Float[np.ndarray, "thresholds"]:
     if thresholds.ndim != 1 or not len(thresholds) or not (thresholds > 0).all():
         raise ValueError(f"thresholds must be a list of positive distances, got {thresholds}")
     return thresholds
+
+
+class NumberingAccuracy(NamedTuple):
+    """Of every set: the share of its elements numbered right, and whether all are (0 or 1)."""
+
+    micro: Float[Array, " batch"]
+    macro: Float[Array, " batch"]
+
+
+def numbering_accuracy(
+    prediction: Float[Array, "batch n d"],
+    target: Float[Array, "batch n d"],
+    assignment: Int[Array, "batch n"],
+) -> NumberingAccuracy:
+    """Accuracy of class-specific numbering (paper, section 4.1), by argmax of matched elements.
+
+    Unlike the rest of this module it can be jitted; it returns one number a set.
+
+    Args:
+        prediction: points or logits; the largest entry of an element is its number.
+        target: one-hot numbers.
+        assignment: from `losses.numbering_assignment`, by the cost that the model is trained with.
+    """
+    expected = jnp.take_along_axis(jnp.argmax(target, -1), assignment, axis=1)
+    right = jnp.argmax(prediction, -1) == expected
+    return NumberingAccuracy(micro=jnp.mean(right, -1), macro=jnp.all(right, -1).astype(float))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -22,16 +24,15 @@ class BiLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, sets: Float[Array, "batch n d"]) -> Float[Array, "batch n output_dim"]:
-        # The cells take the dtype of their initial carry from here; parameters are at least float32.
+        # The cells take the dtype of their first carry from this.
         dtype = jnp.promote_types(sets.dtype, jnp.float32)
-        hidden = sets
+
+        def cell():
+            return nn.OptimizedLSTMCell(self.width, param_dtype=dtype)
+
+        hidden: Any = sets
         for layer in range(self.num_layers):
             hidden = nn.Bidirectional(
-                nn.RNN(
-                    nn.OptimizedLSTMCell(self.width, param_dtype=dtype), name=f"forward_{layer}"
-                ),
-                nn.RNN(
-                    nn.OptimizedLSTMCell(self.width, param_dtype=dtype), name=f"backward_{layer}"
-                ),
+                nn.RNN(cell(), name=f"forward_{layer}"), nn.RNN(cell(), name=f"backward_{layer}")
             )(hidden)
         return nn.Dense(self.output_dim, name="output")(hidden)
