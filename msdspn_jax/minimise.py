@@ -179,15 +179,16 @@ def _descend(
         clipped = grads if max_grad_norm is None else clip_per_set(grads, max_grad_norm)
         updates, state = optimizer.update(clipped, state, sets)
         moved = fixed_point.project(jnp.asarray(optax.apply_updates(sets, updates)))
-        norm = _residual_norm(fixed_point, sets, grads) if watching else None
-        if tolerance is None:
-            taken = taken + 1
-        else:
-            going = norm > tolerance
-            # A set that has arrived stays for good: its gradient no longer changes.
-            moved = jnp.where(going[:, None, None], moved, sets)
-            taken = taken + going
-        return (moved, state, sets, taken), (sets, energies, norm) if watching else ()
+        history: tuple[jax.Array, ...] = ()
+        going = jnp.ones(batch, bool)
+        if watching:
+            norm = _residual_norm(fixed_point, sets, grads)
+            history = (sets, energies, norm)
+            if tolerance is not None:
+                going = norm > tolerance
+                # A set that has arrived stays for good: its gradient no longer changes.
+                moved = jnp.where(going[:, None, None], moved, sets)
+        return (moved, state, sets, taken + going), history
 
     taken = jnp.zeros(batch, jnp.int32)
     start = (initial_sets, optimizer.init(initial_sets), initial_sets, taken)
@@ -204,8 +205,9 @@ def _descend(
 
         def advance(carry):
             steps, _, inner = carry
-            inner, (_, _, norm) = step(inner, None)
-            return steps + 1, jnp.any(norm > tolerance), inner
+            taken = inner[3]
+            inner, _ = step(inner, None)
+            return steps + 1, jnp.any(inner[3] > taken), inner
 
         # A while loop ends early, but has no reverse derivative: implicit ways need none.
         *_, end = lax.while_loop(unfinished, advance, (jnp.int32(0), jnp.array(True), start))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
 from . import _check, pooling
@@ -90,7 +91,7 @@ class SetEncoder(nn.Module):
         init = uniform_fan_in(2 * d)
         kernel = self.param("pair_kernel", init, (2 * d, self.hidden_dim))
         bias = self.param("pair_bias", init, (self.hidden_dim,))
-        sets, kernel, bias = nn.dtypes.promote_dtype(sets, kernel, bias, dtype=self.dtype)
+        sets, kernel, bias = promote_dtype(sets, kernel, bias, dtype=self.dtype)
         first, second = sets @ kernel[:d], sets @ kernel[d:]
         pairs = first[:, :, None] + second[:, None, :] + bias
         if mask is not None:

@@ -111,8 +111,8 @@ class SetDecoder(nn.Module):
             "energy_encoder", lambda key: encoder.init(key, jnp.zeros((1, n, width)))["params"]
         )
 
-        def encode(params, *args):
-            return encoder.apply({"params": params}, *args)
+        def encode(params, *args) -> jax.Array:
+            return encoder.apply({"params": params}, *args)  # type: ignore[return-value]
 
         return minimise(
             latent_energy(encode, proximity=self.proximity),
