@@ -24,10 +24,13 @@ class TrainConfig:
             "resume",
             "allow_config_change",
             "log_every",
+            "evaluate_every",
+            "figures_every",
             "checkpoint_every",
             "keep_checkpoints",
             "steps_per_dispatch",
             "parallel",
+            "compilation_cache",
             "tensorboard",
             "wandb",
             "progress",
@@ -67,11 +70,17 @@ class TrainConfig:
     """Steps between evaluations on the validation split (and one at the end)."""
     checkpoint_every: int = 1000
     """Steps between checkpoints (and one at the end). The best by validation is always kept."""
+    figures_every: int = 0
+    """Steps between pictures of predictions (figures/, TensorBoard); 0: only at the end."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints to keep, besides the best."""
     steps_per_dispatch: int = 50
     """At most this many steps run on the device without returning to Python. Never changes the
     numbers."""
+
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is fast
+    (MSDSPN_COMPILATION_CACHE=FOLDER puts them elsewhere, =off turns it off)."""
 
     parallel: Literal["none", "shard-map", "pmap"] = "none"
     """How to use several devices: each takes an equal share of the batch. The numbers are those of
@@ -116,7 +125,7 @@ class TrainConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("steps", "skip_bad_steps"):
+        for name in ("steps", "skip_bad_steps", "figures_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 

@@ -35,7 +35,7 @@ class LossFn(Protocol):
         self,
         variables: Variables,
         batch: Batch,
-        keys: Key[Array, local_batch],
+        keys: Key[Array, " local_batch"],
         *,
         stage: Hashable,
         axis_name: str | None,
@@ -85,7 +85,7 @@ class Task:
 
     name: str
     init: Callable[[Key[Array, ""]], Variables]
-    sample: Callable[[Key[Array, ""], Any, Int[Array, local_batch]], Batch]
+    sample: Callable[[Key[Array, ""], Any, Any], Batch]
     loss: LossFn
     evaluate: Callable[[Variables, str, Key[Array, ""]], dict[str, Any]]
     optimizer: optax.GradientTransformation
@@ -97,8 +97,8 @@ class Task:
 
 
 def epoch_positions(
-    key: Key[Array, ""], step: Any, slots: Int[Array, local_batch], *, batch_size: int, size: int
-) -> Int[Array, local_batch]:
+    key: Key[Array, ""], step: Any, slots: Int[Array, " local_batch"], *, batch_size: int, size: int
+) -> Int[Array, " local_batch"]:
     """Indices into a fixed data set of ``size`` examples: a fresh permutation each epoch.
 
     Epochs are laid end to end: slot s of step t is example number ``t · batch_size + s`` of that

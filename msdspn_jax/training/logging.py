@@ -1,0 +1,212 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, Weights & Biases, the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.training.config import TrainConfig
+
+# Shown on the progress line, if a task reports them.
+SHOWN = {
+    "accuracy": "accuracy",
+    "macro_accuracy": "macro accuracy",
+    "ap_0.125": "AP0.125",
+    "ap_0.5": "AP0.5",
+    "inner_gradient_norm": "inner gradient",
+}
+
+
+def summarise(values: dict[str, Iterable[float]]) -> dict[str, float]:
+    """Mean over replicates under the plain name; sample standard deviation as ``name_std``."""
+    summary = {}
+    for name, per_replicate in values.items():
+        numbers = np.asarray(list(per_replicate), np.float64)
+        summary[name] = float(numbers.mean())
+        if len(numbers) > 1:
+            summary[f"{name}_std"] = float(numbers.std(ddof=1))
+    return summary
+
+
+class Logger:
+    """Writes a run's metrics everywhere; only process 0 has one that is not silent."""
+
+    def __init__(self, folder: Path, config: TrainConfig, *, first_step: int, silent: bool = False):
+        self.folder, self.config, self.silent = folder, config, silent
+        self._tensorboard = self._wandb = self._file = None
+        if silent:
+            return
+        self._file = (folder / "metrics.jsonl").open("a")
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError:
+                raise UserError(
+                    "--wandb needs Weights & Biases: pip install 'msdspn-jax[wandb]'"
+                ) from None
+            self._wandb = wandb.init(
+                project="msdspn-jax",
+                name=folder.name,
+                id=_wandb_id(folder),
+                dir=str(folder),
+                config=config.to_dict(),
+                resume="allow",
+            )
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            # purge_step: what an interrupted run logged after its last checkpoint disappears.
+            purge_step = first_step + 1 if first_step else None
+            self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10)
+
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the scalars of TensorBoard and Weights & Biases."""
+        if self._file is None:
+            return
+        line = {"step": step, "split": split} | {
+            # JSON has no NaN; null is what readers of the file can parse.
+            k: v if np.isfinite(v) else None
+            for k, v in values.items()
+        }
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{k}": v for k, v in values.items()} | {"step": step})
+
+    def images(self, step: int, folder: Path) -> None:
+        """Show the pictures ``folder/*.png`` in TensorBoard (and Weights & Biases)."""
+        if self._tensorboard is None and self._wandb is None:
+            return
+        from PIL import Image
+
+        for path in sorted(folder.glob("*.png")):
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            if self._tensorboard is not None:
+                self._tensorboard.add_image(path.stem, pixels, step, dataformats="HWC")
+            if self._wandb is not None:
+                import wandb
+
+                self._wandb.log({path.stem: wandb.Image(pixels), "step": step})
+
+    def flush(self) -> None:
+        """Bring everything to disk."""
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_id(folder: Path) -> str:
+    # The same run folder continues the same W&B run.
+    import zlib
+
+    return f"{folder.name}-{zlib.crc32(str(folder.absolute()).encode()):08x}"
+
+
+class Progress:
+    """The live line of a run on a terminal; elsewhere, a plain line now and then."""
+
+    def __init__(self, config: TrainConfig, *, first_step: int, silent: bool = False):
+        self.config = config
+        self._silent = silent or not config.progress
+        self._start = (time.monotonic(), first_step)
+        self._last_line = time.monotonic()
+        self._bar = None
+        if not self._silent and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
+            self._bar = Progress(
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[shown]}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                "", total=config.steps, completed=first_step, shown="compiling …", rate=""
+            )
+            self._bar.start()
+
+    def rate(self, step: int) -> float:
+        """Steps per second since the run began (compilation left out once it is past)."""
+        seconds = time.monotonic() - self._start[0]
+        return (step - self._start[1]) / max(seconds, 1e-9)
+
+    def restart_clock(self, step: int) -> None:
+        """Forget the time up to now: it went into compiling."""
+        self._start = (time.monotonic(), step)
+
+    def update(self, step: int, values: dict[str, float]) -> None:
+        """Show where training is; ``values`` as in a metrics line."""
+        if self._silent:
+            return
+        shown, rate = _shown(values), f"{self.rate(step):.3g} steps/s" if self.rate(step) else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, shown=shown, rate=rate)
+        elif time.monotonic() - self._last_line > 15:
+            self._last_line = time.monotonic()
+            left = _clock((self.config.steps - step) / max(self.rate(step), 1e-9))
+            print(
+                f"step {step}/{self.config.steps}  {shown}  {rate}  {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
+        """A line about an evaluation."""
+        self.say(f"step {step}/{self.config.steps}  {split}: {_shown(values)}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _shown(values: dict[str, Any]) -> str:
+    parts = [f"loss {values['loss']:.4g}"] if "loss" in values else []
+    if "loss_std" in values:
+        parts[-1] += f" ± {values['loss_std']:.2g}"
+    parts += [f"{label} {values[name]:.3g}" for name, label in SHOWN.items() if name in values]
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

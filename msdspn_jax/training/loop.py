@@ -1,0 +1,419 @@
+"""The training loop: from a `Task` and a `TrainConfig` to a run folder."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.training import run as run_folder
+from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
+from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.logging import Logger, Progress, summarise
+from msdspn_jax.training.parallel import Chunk, StepRunner, agree
+from msdspn_jax.training.state import (
+    GRADIENT_NOT_FINITE,
+    INNER_ENERGY_EXPLODED,
+    LOSS_NOT_FINITE,
+    TrainState,
+    replicate_of,
+    run_keys,
+)
+from msdspn_jax.training.task import Task, Variables
+
+# A dispatch should return often enough that a signal or the progress line need not wait long.
+SECONDS_PER_DISPATCH = 2.0
+
+
+class Outcome(NamedTuple):
+    """How a call of `train` ended.
+
+    Attributes:
+      folder: the run folder.
+      state: the state at the end, as host arrays.
+      metrics: the last validation metrics.
+      signal: the signal that ended it early, or None: all steps are done.
+    """
+
+    folder: Path
+    state: TrainState
+    metrics: dict[str, float]
+    signal: int | None
+
+
+def train(task: Task, config: TrainConfig) -> Outcome:
+    """Train ``task`` in the run folder ``config.run_dir``; with ``config.resume``, go on there.
+
+    Raises:
+      UserError: anything the user can mend: a run folder that cannot be written or is in use, a
+        changed configuration, a damaged checkpoint, a full disk, a loss that is not finite. What
+        was saved before stays.
+    """
+    if config.run_dir is None:
+        raise ValueError("config.run_dir must name the run folder")
+    return _Trainer(task, config, Path(config.run_dir)).run()
+
+
+class _Trainer:
+    """What `train` needs in several places, held together for one call."""
+
+    def __init__(self, task: Task, config: TrainConfig, folder: Path):
+        self.task, self.config, self.folder = task, config, folder
+        self.leader = jax.process_index() == 0
+        self.runner = StepRunner(task, config)
+        _prepare_folder(folder, task, config, self.leader)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.keep_checkpoints, monitor=task.monitor
+        )
+        state = self.runner.init()
+        self.window = _Window(config.replicates)
+        self.best: float | None = None
+        messages = []
+        if config.resume:
+            state, messages = self._restore(state)
+        self.step = int(state.step)
+        self.state = self.runner.place(state)
+        self.last_good = self.step if self.checkpoints.steps() else None
+        self.metrics: dict[str, float] = {}
+        silent = not self.leader
+        self.logger = Logger(folder, config, first_step=self.step, silent=silent)
+        self.progress = Progress(config, first_step=self.step, silent=silent)
+        for message in messages:
+            self.progress.say(message)
+
+    def _restore(self, state: TrainState) -> tuple[TrainState, list[str]]:
+        restored = self.checkpoints.read_latest(state)
+        if restored is None:
+            if self.leader:
+                run_folder.truncate_metrics(self.folder, -1)
+            return state, ["nothing to resume: starting at step 0"]
+        messages = []
+        for path, reason in restored.damaged:
+            if self.leader:
+                kept = self.checkpoints.set_aside(path)
+                messages.append(f"damaged, set aside in {kept}: {reason}")
+        _barrier("damaged checkpoints set aside")
+        self.checkpoints.reload()
+        if self.leader:
+            run_folder.truncate_metrics(self.folder, restored.step)
+        self.window.restore(restored.notes["window"])
+        self.best = restored.notes["best"]
+        messages.append(f"resuming at step {restored.step}")
+        return restored.state, messages
+
+    # --- the loop ---
+
+    def run(self) -> Outcome:
+        try:
+            with _signals() as received, _explained(self):
+                caught = self._steps(received)
+                if caught is None:
+                    self._finish()
+        finally:
+            self.progress.close()
+            self.logger.close()
+        self.checkpoints.close()
+        return Outcome(self.folder, self.runner.fetch(self.state), self.metrics, caught)
+
+    def _steps(self, received: list[int]) -> int | None:
+        """Train to the end (returns None) or to a signal (returns it, with everything saved)."""
+        config = self.config
+        compiled: set[Any] = set()
+        pace = np.inf
+        batches = None
+        while self.step < config.steps:
+            stage = self.task.stage(self.step)
+            fresh = stage not in compiled
+            count = 1 if fresh else max(1, int(SECONDS_PER_DISPATCH / pace))
+            caught, count = agree(received[-1] if received else 0, count)
+            if caught:
+                self._save(None, wait=True)
+                self.progress.say(
+                    f"{signal.Signals(caught).name}: saved at step {self.step}; go on with --resume"
+                )
+                return caught
+            count = min(count, self._steps_to_boundary(), config.steps_per_dispatch)
+            started = time.monotonic()
+            batches = self.runner.load(self.step, count)
+            chunk = self.runner.run(self.state, self.step, count, batches)
+            self.state = chunk.state
+            self._account(chunk)
+            if fresh:
+                compiled.add(stage)
+                self.progress.restart_clock(self.step)
+            pace = max((time.monotonic() - started) / chunk.done, 1e-6)
+            self._at_boundary()
+        return None
+
+    def _steps_to_boundary(self) -> int:
+        """Steps until something other than a step is due, or the stage changes."""
+        config, step = self.config, self.step
+        every = [config.log_every, config.evaluate_every, config.checkpoint_every]
+        if config.figures_every:
+            every.append(config.figures_every)
+        count = min([config.steps - step] + [n - step % n for n in every])
+        stage = self.task.stage(step)
+        for ahead in range(1, min(count, config.steps_per_dispatch)):
+            if self.task.stage(step + ahead) != stage:
+                return ahead
+        return count
+
+    def _account(self, chunk: Chunk) -> None:
+        """Take in a chunk's metrics; stop if a step was refused that may not be skipped."""
+        self.window.add(chunk.metrics, chunk.status)
+        first, self.step = self.step, self.step + chunk.done
+        bad = np.flatnonzero(chunk.status.any(axis=1))
+        if len(bad):
+            skipped = int(np.max(self.runner.fetch(self.state).skipped))
+            for i in bad:
+                metrics = {k: v[i] for k, v in chunk.metrics.items()}
+                reason = _reason(chunk.status[i], metrics, self.config)
+                if i == chunk.done - 1 and skipped > self.config.skip_bad_steps:
+                    raise UserError(f"step {first + i}: {reason} {self._advice()}")
+                self.progress.say(f"step {first + i}: {reason} Left out.")
+        last = {k: float(v[-1].mean()) for k, v in chunk.metrics.items()}
+        self.progress.update(self.step, last)
+
+    def _advice(self) -> str:
+        if self.last_good is None:
+            saved = "No checkpoint was saved before."
+        else:
+            saved = (
+                "The last good checkpoint is that of step"
+                f" {self.last_good} ({self.folder / 'checkpoints' / str(self.last_good)})."
+            )
+        return (
+            f"{saved} A smaller --learning-rate or inner step size may help;"
+            " --skip-bad-steps N leaves single bad batches out."
+        )
+
+    def _at_boundary(self) -> None:
+        config, step = self.config, self.step
+        last = step == config.steps
+        if step % config.log_every == 0 or last:
+            values = self.window.summary()
+            if values:
+                values["steps_per_second"] = self.progress.rate(step)
+                self.logger.metrics(step, "train", values)
+            self.window = _Window(config.replicates)
+        evaluated = None
+        if step % config.evaluate_every == 0 or last:
+            evaluated = self._evaluate()
+        if (config.figures_every and step % config.figures_every == 0) and not last:
+            self._draw()
+        improved = evaluated is not None and self._improves(evaluated)
+        if step % config.checkpoint_every == 0 or last or improved:
+            self._save(evaluated)
+
+    def _variables(self) -> list[Variables]:
+        state, count = self.runner.fetch(self.state), self.config.replicates
+        device = jax.local_devices()[0]
+        return [
+            jax.device_put(replicate_of(state, count, r).variables, device) for r in range(count)
+        ]
+
+    def _evaluate(self) -> dict[str, float]:
+        results = [
+            self.task.evaluate(variables, "val", run_keys(self.config.seed + r).evaluation)
+            for r, variables in enumerate(self._variables())
+        ]
+        values = summarise({k: [float(x[k]) for x in results] for k in results[0]})
+        self.metrics = values
+        self.logger.metrics(self.step, "val", values)
+        self.progress.evaluated(self.step, "val", values)
+        return values
+
+    def _improves(self, values: dict[str, float]) -> bool:
+        name, mode = self.task.monitor
+        value = values.get(name)
+        if value is None or not np.isfinite(value):
+            return False
+        better = self.best is None or (value < self.best if mode == "min" else value > self.best)
+        if better:
+            self.best = value
+        return better
+
+    def _save(self, metrics: dict[str, float] | None, wait: bool = False) -> None:
+        state = self.runner.fetch(self.state)
+        self.logger.flush()
+        if metrics is not None and not np.isfinite(metrics.get(self.task.monitor[0], np.nan)):
+            metrics = None
+        notes = {"window": self.window.record(), "best": self.best}
+        self.checkpoints.save(state, self.step, notes, metrics)
+        self.last_good = self.step
+        if wait:
+            self.checkpoints.wait()
+
+    def _draw(self) -> None:
+        if self.task.figures is None or not self.leader:
+            return
+        folder = self.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        self.task.figures(self._variables()[0], folder)
+        self.logger.images(self.step, folder)
+
+    def _finish(self) -> None:
+        if self.step == 0:  # --steps 0
+            self._save(self._evaluate())
+        self.checkpoints.wait()
+        if self.leader:
+            from msdspn_jax import plots
+
+            self._draw()
+            (self.folder / "figures").mkdir(exist_ok=True)
+            plots.save(
+                plots.training_curves(run_folder.read_metrics(self.folder)),
+                self.folder / "figures" / "curves.png",
+            )
+
+
+class _Window:
+    """Sums of the training metrics since the last line in metrics.jsonl."""
+
+    def __init__(self, replicates: int):
+        self.replicates = replicates
+        self.count = np.zeros(replicates, np.int64)
+        self.sums: dict[str, np.ndarray] = {}
+
+    def add(self, metrics: dict[str, np.ndarray], status: np.ndarray) -> None:
+        # Step by step, not chunk by chunk: sums must not depend on where chunks end.
+        for i, good in enumerate(status == 0):
+            self.count += good
+            for name, values in metrics.items():
+                total = self.sums.setdefault(name, np.zeros(self.replicates))
+                total += np.where(good, values[i], 0.0)
+
+    def summary(self) -> dict[str, float]:
+        if not self.count.any():
+            return {}
+        with np.errstate(invalid="ignore"):
+            return summarise({k: v / self.count for k, v in self.sums.items()})
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "count": self.count.tolist(),
+            "sums": {k: v.tolist() for k, v in self.sums.items()},
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        self.count = np.array(record["count"], np.int64)
+        self.sums = {k: np.array(v) for k, v in record["sums"].items()}
+
+
+def _reason(status: np.ndarray, metrics: dict[str, np.ndarray], config: TrainConfig) -> str:
+    """Why a step was refused, in words; ``status`` and metrics of one step, per replicate."""
+    replicate = int(np.flatnonzero(status)[0])
+    code = int(status[replicate])
+    if code & LOSS_NOT_FINITE:
+        what = f"the loss is not finite ({metrics['loss'][replicate]})"
+    elif code & INNER_ENERGY_EXPLODED:
+        what = (
+            f"the inner minimisation diverges: energy {metrics['inner_energy'][replicate]:.3g} is"
+            f" above --max-inner-energy {config.max_inner_energy:.3g}"
+        )
+    else:
+        assert code & GRADIENT_NOT_FINITE
+        what = f"the gradient is not finite (loss {metrics['loss'][replicate]:.4g})"
+    return what + (f" in replicate {replicate}." if config.replicates > 1 else ".")
+
+
+def _prepare_folder(folder: Path, task: Task, config: TrainConfig, leader: bool) -> None:
+    """Make the run folder and config.json, or check that what is there may be gone on with."""
+    exists = (folder / "config.json").exists()
+    _barrier("looked at the run folder")
+    if exists and not config.resume:
+        raise UserError(
+            f"{folder} holds a run already; go on with it by --resume, or choose another --run-dir"
+        )
+    if exists:
+        name, saved = run_folder.read_config(folder)
+        if name != task.name:
+            raise UserError(f"{folder} is a run of {name}, not of {task.name}")
+        difference = run_folder.config_difference(saved, config)
+        if difference and not config.allow_config_change:
+            raise UserError(
+                f"the flags differ from those {folder} was begun with:\n  "
+                + "\n  ".join(difference)
+                + "\nUse the same flags, or --allow-config-change to go on all the same."
+            )
+        if not difference:
+            return
+    if leader:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            run_folder.write_config(folder, task, config)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the run folder {folder}: {error.strerror or error}."
+                " Choose another with --run-dir."
+            ) from error
+    _barrier("made the run folder")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first SIGINT instead of dying of them; a second SIGINT interrupts."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def remember(number, frame):
+        del frame
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, remember)
+    except ValueError:
+        pass  # not the main thread: someone else handles signals
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _explained(trainer: _Trainer) -> Iterator[None]:
+    """Turn failures of the world outside into errors that say what to do."""
+    try:
+        yield
+    except UserError:
+        # What is being saved in the background must reach the disk before the process ends.
+        trainer.checkpoints.settle()
+        raise
+    except OSError as error:
+        trainer.checkpoints.settle()
+        if is_disk_full(error):
+            raise UserError(
+                f"the disk is full: could not write to {trainer.folder} at step {trainer.step}."
+                f" {trainer._advice().split('. ')[0]}. Make room, then go on with --resume."
+            ) from error
+        raise UserError(f"could not write to {trainer.folder}: {error}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise LostPeer(
+            f"another process is gone (at step {trainer.step}):"
+            f" {str(error).strip().splitlines()[0][:200]}\n"
+            "Start all processes again with --resume."
+        ) from error
+
+
+class LostPeer(UserError):
+    """Another process of this run has died; this one cannot leave in an orderly way."""

@@ -1,0 +1,292 @@
+"""Running steps on devices: many steps a dispatch, many devices, many seeds, many machines.
+
+`StepRunner` maps the per-device step of `training.state` in one of three ways: on one device
+(``none``), by ``jax.shard_map`` over a mesh axis, or by ``jax.pmap``. In each, a dispatch is one
+``while`` loop whose length is an argument of the compiled program: a run cut into pieces of any
+length executes the same program and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.state import TrainState, init_states, run_keys, train_step
+from msdspn_jax.training.task import Batch, Task
+
+AXIS = "data"
+
+
+class Chunk(NamedTuple):
+    """What came of one dispatch.
+
+    Attributes:
+      state: the state after the last step done.
+      done: how many steps were done; fewer than asked for when one was refused and could not be
+        skipped (that one is the last of them).
+      metrics: name -> [done, replicates].
+      status: [done, replicates], see `training.state`.
+    """
+
+    state: TrainState
+    done: int
+    metrics: dict[str, np.ndarray]
+    status: np.ndarray
+
+
+class StepRunner:
+    """Compiles and runs the steps of a task on the devices that the configuration asks for."""
+
+    def __init__(self, task: Task, config: TrainConfig):
+        self.task, self.config = task, config
+        self.mode = config.parallel
+        if jax.process_count() > 1 and self.mode == "none":
+            self.mode = "shard-map"
+        self.devices = [jax.local_devices()[0]] if self.mode == "none" else jax.devices()
+        if config.batch_size % len(self.devices):
+            raise UserError(
+                f"--batch-size {config.batch_size} cannot be shared equally by"
+                f" {len(self.devices)} devices"
+            )
+        self.local_batch = config.batch_size // len(self.devices)
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        seeds = [config.seed + r for r in range(config.replicates)]
+        self.keys = [run_keys(seed) for seed in seeds]
+        self._compiled: dict[Hashable, Any] = {}
+
+    # --- state ---
+
+    def init(self) -> TrainState:
+        """The state before the first step, as host arrays."""
+        return _to_host(
+            jax.jit(lambda: init_states(self.task, self.config.seed, self.config.replicates))()
+        )
+
+    def place(self, state: TrainState) -> TrainState:
+        """A host state, copied to every device."""
+        if self.mode == "none":
+            return jax.device_put(state, self.devices[0])
+        if self.mode == "pmap":
+            local = jax.local_device_count()
+            return jax.tree.map(lambda x: np.broadcast_to(x, (local, *np.shape(x))), state)
+        return jax.device_put(state, NamedSharding(self.mesh, P()))
+
+    def fetch(self, state: TrainState) -> TrainState:
+        """A copy of the state as host arrays."""
+        host = _to_host(state)
+        return jax.tree.map(lambda x: x[0], host) if self.mode == "pmap" else host
+
+    # --- steps ---
+
+    def run(self, state: TrainState, step: int, count: int, batches: Batch = None) -> Chunk:
+        """Do ``count`` steps from ``step`` on, all of one stage.
+
+        ``state`` is used up. ``batches``: what `load` returned for these steps, if the task's data
+        comes from the host.
+        """
+        capacity = self.config.steps_per_dispatch
+        if not 0 < count <= capacity:
+            raise ValueError(f"count must be in 1..{capacity}, got {count}")
+        state, done, metrics, status = self._program(self.task.stage(step))(
+            state, self._key_data(), np.int32(count), batches
+        )
+        if self.mode == "pmap":
+            done, metrics, status = jax.tree.map(lambda x: _local(x)[0], (done, metrics, status))
+        done = int(_local(done))
+        cut = functools.partial(_rows, done=done, replicates=self.config.replicates)
+        return Chunk(state, done, {k: cut(v) for k, v in metrics.items()}, cut(status))
+
+    def load(self, step: int, count: int) -> Batch:
+        """The batches of ``count`` steps of a task with ``host_data``, placed on the devices."""
+        if not self.task.host_data:
+            return None
+        index = [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+        slots = np.concatenate(
+            [np.arange(i * self.local_batch, (i + 1) * self.local_batch) for i in index]
+        )
+        per_step = []
+        for t in range(step, step + count):
+            per_seed = [self.task.sample(keys.data, t, slots) for keys in self.keys]
+            per_step.append(
+                per_seed[0]
+                if len(per_seed) == 1
+                else jax.tree.map(lambda *x: np.stack(x, 1), *per_seed)
+            )
+        # [steps, batch, (replicates,) ...]; padded to the compiled length.
+        missing = self.config.steps_per_dispatch - count
+        stacked = jax.tree.map(lambda *x: np.stack(x + (x[-1],) * missing), *per_step)
+        if self.mode == "none":
+            return jax.device_put(stacked, self.devices[0])
+        if self.mode == "pmap":
+            return jax.tree.map(lambda x: np.stack(np.split(x, len(index), axis=1)), stacked)
+        sharding = NamedSharding(self.mesh, P(None, AXIS))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stacked)
+
+    def compiled(self, state: TrainState, step: int = 0, batches: Batch = None) -> Any:
+        """The compiled program of a dispatch, for its cost and memory analysis."""
+        program = self._program(self.task.stage(step))
+        return program.lower(state, self._key_data(), np.int32(1), batches).compile()
+
+    def _key_data(self) -> np.ndarray:
+        # Raw key data [replicates, 2 (data, noise), ...]: plain integers pass through every map.
+        return np.stack(
+            [
+                [np.asarray(jax.random.key_data(k)) for k in (keys.data, keys.noise)]
+                for keys in self.keys
+            ]
+        )
+
+    def _program(self, stage: Hashable) -> Any:
+        if stage not in self._compiled:
+            function = functools.partial(self._device_chunk, stage)
+            if self.mode == "none":
+                mapped = jax.jit(function, donate_argnums=0)
+            elif self.mode == "pmap":
+                mapped = jax.pmap(
+                    function,
+                    axis_name=AXIS,
+                    in_axes=(0, None, None, 0),
+                    devices=self.devices,
+                    donate_argnums=0,
+                )
+            else:
+                mapped = jax.jit(
+                    jax.shard_map(
+                        function,
+                        mesh=self.mesh,
+                        in_specs=(P(), P(), P(), P(None, AXIS)),
+                        out_specs=P(),
+                        check_vma=False,
+                    ),
+                    donate_argnums=0,
+                )
+            self._compiled[stage] = mapped
+        return self._compiled[stage]
+
+    def _device_chunk(self, stage, state, key_data, count, batches):
+        """Up to ``count`` steps on this device; see `Chunk`."""
+        config, task = self.config, self.task
+        axis_name = None if self.mode == "none" else AXIS
+        first_slot = 0 if axis_name is None else jax.lax.axis_index(AXIS) * self.local_batch
+        slots = first_slot + jnp.arange(self.local_batch, dtype=jnp.int32)
+        keys = jax.random.wrap_key_data(jnp.asarray(key_data))
+
+        def step_of_seed(state, keys, batch):
+            if not task.host_data:
+                batch = task.sample(keys[0], state.step, slots)
+            return train_step(
+                task,
+                state,
+                batch,
+                keys[1],
+                slots,
+                stage=stage,
+                axis_name=axis_name,
+                max_inner_energy=config.max_inner_energy,
+            )
+
+        def step(state, batch):
+            if config.replicates == 1:
+                return step_of_seed(state, keys[0], batch)
+            axes: Any = TrainState(0, 0, 0, None, 0)  # pyright: ignore[reportArgumentType]
+            return jax.vmap(step_of_seed, in_axes=(axes, 0, 1), out_axes=(axes, 0, 0))(
+                state, keys, batch
+            )
+
+        def batch_of(i):
+            return jax.tree.map(lambda x: x[i], batches)
+
+        capacity = config.steps_per_dispatch
+        _, metrics, status = jax.eval_shape(lambda: step(state, batch_of(0)))
+        buffers = jax.tree.map(
+            lambda x: jnp.zeros((capacity, *x.shape), x.dtype), (metrics, status)
+        )
+
+        def body(carry):
+            i, state, buffers, _ = carry
+            state, *row = step(state, batch_of(i))
+            buffers = jax.tree.map(lambda b, x: b.at[i].set(x), buffers, tuple(row))
+            return i + 1, state, buffers, jnp.any(state.skipped > config.skip_bad_steps)
+
+        i, state, (metrics, status), _ = jax.lax.while_loop(
+            lambda carry: (carry[0] < count) & ~carry[3],
+            body,
+            (jnp.int32(0), state, buffers, jnp.bool_(False)),
+        )
+        return state, i, metrics, status
+
+
+def _local(x: Any) -> np.ndarray:
+    """What this process holds of a replicated array (or, under pmap, its devices' shares)."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        shards = sorted(x.addressable_shards, key=lambda s: s.device.id)
+        if x.is_fully_replicated:
+            return np.asarray(shards[0].data)
+        return np.concatenate([np.asarray(s.data) for s in shards])
+    return np.asarray(x)
+
+
+def _to_host(tree: PyTree) -> PyTree:
+    # A copy: on CPU, np.asarray would be a view of a buffer that the next step overwrites.
+    return jax.tree.map(lambda x: np.array(_local(x)), tree)
+
+
+def _rows(x: Any, *, done: int, replicates: int) -> np.ndarray:
+    return _local(x)[:done].reshape(done, replicates)
+
+
+# --- several machines ---
+
+
+def start_distributed(config: TrainConfig) -> None:
+    """Join the other processes, if the configuration says that there are any.
+
+    Must come before anything else touches JAX's devices.
+    """
+    if config.coordinator is None:
+        if config.num_processes is not None or config.process_id is not None:
+            raise UserError("--num-processes and --process-id need --coordinator host:port")
+        if not config.distributed:
+            return
+        arguments: dict[str, Any] = {}
+    else:
+        if config.num_processes is None or config.process_id is None:
+            raise UserError("--coordinator needs --num-processes and --process-id as well")
+        if not 0 <= config.process_id < config.num_processes:
+            raise UserError(
+                f"--process-id must be in 0..{config.num_processes - 1}, got {config.process_id}"
+            )
+        arguments = {
+            "coordinator_address": config.coordinator,
+            "num_processes": config.num_processes,
+            "process_id": config.process_id,
+        }
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=config.heartbeat_timeout,
+            initialization_timeout=max(60, config.heartbeat_timeout),
+            shutdown_timeout_seconds=config.heartbeat_timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"could not join the other processes: {error}") from error
+
+
+def agree(flag: int, value: int) -> tuple[int, int]:
+    """The largest ``flag`` of all processes, and process 0's ``value``."""
+    if jax.process_count() == 1:
+        return flag, value
+    from jax.experimental import multihost_utils
+
+    gathered = multihost_utils.process_allgather(np.array([flag, value], np.int32))
+    return int(gathered[:, 0].max()), int(gathered[0, 1])
