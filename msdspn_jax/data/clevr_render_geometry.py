@@ -1,0 +1,372 @@
+"""Where rays meet a CLEVR scene: camera, bodies, ground.
+
+Vectors are tuples ``(x, y, z)`` of arrays rather than arrays with a last axis of three: every
+formula is then elementwise, and XLA fuses a whole intersection into one loop over rays.
+
+Bodies are the generator's three meshes in closed form, in units of the body's radius r: a ball of
+radius 0.9992; a box of half side 1, and a cylinder of radius and half height 1, both rounded. A
+ray is first clipped by the unrounded shape; where it enters at an edge, Newton's iteration on the
+signed distance finds the rounded surface. The signed distance of a convex body is convex along a
+ray, so that Newton from outside never overshoots, and a slope that turns positive is a miss.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Vec = tuple[jax.Array, jax.Array, jax.Array]
+
+MAX_OBJECTS = 10
+SPHERE, CUBE, CYLINDER = 0, 1, 2
+SPHERE_RADIUS = 0.9992
+ROUNDING = (0.0, 0.18, 0.06)
+
+REFERENCE_WIDTH, REFERENCE_HEIGHT = 480, 320
+FOCAL_PIXELS = 525.0
+"""Focal length in pixels of the 480x320 image: 35 mm lens, 32 mm sensor."""
+
+FAR = 1e6
+
+# log z of the backdrop's profile as a polynomial of u = (x + 8) / 12.5, x along the sweep plane;
+# within 1.2% where z > 0.005.
+_PROFILE = (
+    -2.6845810523236815,
+    4.613536350165198,
+    -0.5290965656291108,
+    2.582056707189377,
+    -0.1266187595529179,
+    -7.402733243540151,
+    0.41823519503939205,
+    15.673803465041425,
+    0.1031182077943137,
+    -9.34095231064687,
+)
+_PROFILE_FRONT, _PROFILE_BACK = -23.476, 4.0747
+_SWEEP_LENGTH = 56.485
+_SWEEP = (-0.9032076597213745, 0.4292037785053253)
+"""World direction (x, y) in which the backdrop rises."""
+_GROUND_ORIGIN = (-24.062761306762695, -17.99666976928711)
+
+
+class Bodies(NamedTuple):
+    """The objects of one scene, sorted by shape so that a loop over one shape has no branches."""
+
+    x: Float[Array, "10"]
+    y: Float[Array, "10"]
+    radius: Float[Array, "10"]
+    cos: Float[Array, "10"]
+    sin: Float[Array, "10"]
+    first: Int[Array, "4"]
+    """Bodies first[s] to first[s + 1] have shape s (sphere, cube, cylinder)."""
+    order: Int[Array, "10"]
+    """The scene's index of each body."""
+
+
+def bodies(
+    positions: Float[Array, "10 3"],
+    radius: Float[Array, "10"],
+    shape: Int[Array, "10"],
+    rotation: Float[Array, "10"],
+    present: Bool[Array, "10"],
+) -> Bodies:
+    """Sort one scene's objects by shape; absent ones last."""
+    rank = jnp.where(present, shape, 3)
+    order = jnp.argsort(rank, stable=True)
+    first = jnp.sum(rank[:, None] < jnp.arange(4)[None, :], axis=0)
+    # The generator hands degrees to a field that takes radians; kept, for the images show it.
+    angle = rotation[order]
+    return Bodies(
+        x=positions[order, 0],
+        y=positions[order, 1],
+        radius=radius[order],
+        cos=jnp.cos(angle),
+        sin=jnp.sin(angle),
+        first=first,
+        order=order,
+    )
+
+
+def add(a: Vec, b: Vec) -> Vec:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+def sub(a: Vec, b: Vec) -> Vec:
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2]
+
+
+def scale(a: Vec, s) -> Vec:
+    return a[0] * s, a[1] * s, a[2] * s
+
+
+def dot(a: Vec, b: Vec) -> jax.Array:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def cross(a: Vec, b: Vec) -> Vec:
+    return (
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    )
+
+
+def normalise(a: Vec) -> Vec:
+    return scale(a, jax.lax.rsqrt(jnp.maximum(dot(a, a), 1e-20)))
+
+
+def where(condition, a: Vec, b: Vec) -> Vec:
+    return tuple(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True))  # type: ignore
+
+
+def unstack(a: Float[Array, "*batch 3"]) -> Vec:
+    return a[..., 0], a[..., 1], a[..., 2]
+
+
+def tracking_axes(location: Float[Array, "*batch 3"]) -> tuple[Vec, Vec, Vec]:
+    """Right, up and backward axes of a camera or lamp at ``location`` that looks at the origin."""
+    backward = normalise(unstack(location))
+    right = normalise((-backward[1], backward[0], jnp.zeros_like(backward[0])))
+    return right, cross(backward, right), backward
+
+
+def camera_ray(
+    camera: Float[Array, "3"], u: Float[Array, "*rays"], v: Float[Array, "*rays"]
+) -> Vec:
+    """Unit directions through (u, v), in pixels of the 480x320 image, v downwards."""
+    right, up, backward = tracking_axes(camera)
+    dx = (u - REFERENCE_WIDTH / 2) / FOCAL_PIXELS
+    dy = (REFERENCE_HEIGHT / 2 - v) / FOCAL_PIXELS
+    direction = add(add(scale(right, dx), scale(up, dy)), scale(backward, -1.0))
+    return normalise(direction)
+
+
+def project(
+    camera: Float[Array, "*batch 3"], points: Float[Array, "*batch n 3"]
+) -> Float[Array, "*batch n 3"]:
+    """(u, v, depth) of points: u right and v down in pixels of the 480x320 image, depth in units.
+
+    The generator's ``pixel_coords`` are these, u and v truncated to integers.
+    """
+    axes = tuple(
+        tuple(a[..., None] for a in axis) for axis in tracking_axes(camera)
+    )
+    offset = unstack(points - camera[..., None, :])
+    right, up, backward = (dot(offset, axis) for axis in axes)  # type: ignore
+    depth = -backward
+    u = REFERENCE_WIDTH / 2 + FOCAL_PIXELS * right / depth
+    v = REFERENCE_HEIGHT / 2 - FOCAL_PIXELS * up / depth
+    return jnp.stack([u, v, depth], axis=-1)
+
+
+# Bodies ---------------------------------------------------------------------------------------
+
+
+def _local(scene: Bodies, i, v: Vec, *, point: bool) -> Vec:
+    """A point or direction in the frame of body i, in which it has radius one."""
+    x, y, z = v
+    inverse = 1.0 / scene.radius[i]
+    if point:
+        x, y, z = x - scene.x[i], y - scene.y[i], z - scene.radius[i]
+    c, s = scene.cos[i] * inverse, scene.sin[i] * inverse
+    return c * x + s * y, c * y - s * x, z * inverse
+
+
+def _inverse(d: jax.Array) -> jax.Array:
+    return 1.0 / jnp.where(jnp.abs(d) < 1e-9, 1e-9, d)
+
+
+def _slab(o: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = _inverse(d)
+    middle, half = -o * inverse, jnp.abs(inverse)
+    return middle - half, middle + half
+
+
+def _box_span(o: Vec, d: Vec) -> tuple[jax.Array, jax.Array]:
+    near, far = zip(*(_slab(a, b) for a, b in zip(o, d, strict=True)), strict=True)
+    return jnp.maximum(jnp.maximum(near[0], near[1]), near[2]), jnp.minimum(
+        jnp.minimum(far[0], far[1]), far[2]
+    )
+
+
+def _cylinder_span(o: Vec, d: Vec) -> tuple[jax.Array, jax.Array]:
+    a = jnp.maximum(d[0] * d[0] + d[1] * d[1], 1e-12)
+    b = o[0] * d[0] + o[1] * d[1]
+    c = o[0] * o[0] + o[1] * o[1] - 1.0
+    discriminant = b * b - a * c
+    root = jnp.sqrt(jnp.maximum(discriminant, 0.0))
+    inverse = 1.0 / a
+    near, far = _slab(o[2], d[2])
+    near = jnp.maximum((-b - root) * inverse, near)
+    far = jnp.minimum((root - b) * inverse, far)
+    return near, jnp.where(discriminant > 0, far, -FAR)
+
+
+def _box_excess(p: Vec) -> tuple[Vec, jax.Array]:
+    """How far p lies outside the core box, per axis (signed as p), and its length."""
+    core = 1.0 - ROUNDING[CUBE]
+    q = tuple(jnp.sign(a) * jnp.maximum(jnp.abs(a) - core, 0.0) for a in p)
+    return q, jnp.sqrt(dot(q, q) + 1e-12)  # type: ignore
+
+
+def _cylinder_excess(p: Vec) -> tuple[Vec, jax.Array]:
+    core = 1.0 - ROUNDING[CYLINDER]
+    squared = p[0] * p[0] + p[1] * p[1]
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
+    radial = jnp.maximum(squared * inverse - core, 0.0) * inverse
+    q = (p[0] * radial, p[1] * radial, jnp.sign(p[2]) * jnp.maximum(jnp.abs(p[2]) - core, 0.0))
+    return q, jnp.sqrt(dot(q, q) + 1e-12)
+
+
+_SPAN = {CUBE: _box_span, CYLINDER: _cylinder_span}
+_EXCESS = {CUBE: _box_excess, CYLINDER: _cylinder_excess}
+
+
+def _entry(shape: int, scene: Bodies, i, o: Vec, d: Vec, steps: int) -> jax.Array:
+    """Distance along d at which body i of this shape is entered; FAR where it is missed."""
+    if shape == SPHERE:
+        oc = (o[0] - scene.x[i], o[1] - scene.y[i], o[2] - scene.radius[i])
+        b = dot(oc, d)
+        c = dot(oc, oc) - (SPHERE_RADIUS * scene.radius[i]) ** 2
+        discriminant = b * b - c
+        t = -b - jnp.sqrt(jnp.maximum(discriminant, 0.0))
+        return jnp.where((discriminant > 0) & (t > 0), t, FAR)
+    o, d = _local(scene, i, o, point=True), _local(scene, i, d, point=False)
+    t, far = _SPAN[shape](o, d)
+    hit = (t < far) & (t > 0)
+    for _ in range(steps):
+        q, length = _EXCESS[shape](add(o, scale(d, t)))
+        slope = dot(q, d)
+        distance = (length - ROUNDING[shape]) * length
+        hit = hit & ((slope < 0) | (distance < 1e-4))
+        t = t - jnp.where(distance > 0, distance / jnp.minimum(slope, -1e-6), 0.0)
+    return jnp.where(hit & (t < far), t, FAR)
+
+
+def nearest_body(
+    scene: Bodies, origin: Vec, direction: Vec, *, skip=None, steps: int = 3
+) -> tuple[Float[Array, "*rays"], Int[Array, "*rays"]]:
+    """Distance and index of the first body along each unit direction; FAR and -1 where none.
+
+    Args:
+        skip: index of a body that the ray cannot meet (the one it leaves), or None.
+        steps: Newton steps onto rounded edges.
+    """
+    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in (*origin, *direction)))
+    state = (jnp.full(shape, FAR), jnp.full(shape, -1, jnp.int32))
+    for kind in (SPHERE, CUBE, CYLINDER):
+
+        def body(i, state, kind=kind):
+            t, index = state
+            entry = _entry(kind, scene, i, origin, direction, steps)
+            closer = entry < t
+            if skip is not None:
+                closer = closer & (skip != i)
+            return jnp.where(closer, entry, t), jnp.where(closer, i, index)
+
+        state = jax.lax.fori_loop(scene.first[kind], scene.first[kind + 1], body, state)
+    return state
+
+
+def _blocks(shape: int, o: Vec, d: Vec) -> jax.Array:
+    """Whether the segment o to o + d (local frame, ending beyond the body) meets the body."""
+    if shape == SPHERE:
+        a, b = dot(d, d), dot(o, d)
+        return (b < 0) & (b * b > a * (dot(o, o) - SPHERE_RADIUS**2))
+    near, far = _SPAN[shape](o, d)
+    # The middle of the chord is all but the deepest point: inside the rounded body or not.
+    _, length = _EXCESS[shape](add(o, scale(d, 0.5 * (near + far))))
+    return (near < far) & (far > 0) & (length < ROUNDING[shape])
+
+
+def blocked(
+    scene: Bodies, point: Vec, targets: list[Vec], directions: list[Vec], *, skip=None
+) -> Int[Array, "*rays"]:
+    """Which lights no ray from ``point`` reaches, as bits: first the targets, then the directions.
+
+    Args:
+        targets: points; the segment up to them counts. They must lie beyond all bodies.
+        directions: the endless ray along them counts.
+    """
+    everything = (*point, *targets[0], *(directions[0] if directions else ()))
+    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in everything))
+    mask = jnp.zeros(shape, jnp.int32)
+    for kind in (SPHERE, CUBE, CYLINDER):
+
+        def body(i, mask, kind=kind):
+            o = _local(scene, i, point, point=True)
+            new = mask
+            ways = [sub(_local(scene, i, target, point=True), o) for target in targets]
+            ways += [_local(scene, i, direction, point=False) for direction in directions]
+            for k, d in enumerate(ways):
+                new = new | jnp.where(_blocks(kind, o, d), 1 << k, 0)
+            return new if skip is None else jnp.where(skip == i, mask, new)
+
+        mask = jax.lax.fori_loop(scene.first[kind], scene.first[kind + 1], body, mask)
+    return mask
+
+
+def body_normal(shape, p: Vec) -> Vec:
+    """Outward normal at p (local frame, unrotated axes) of a body of the given shape (an array)."""
+    box, _ = _box_excess(p)
+    cylinder, _ = _cylinder_excess(p)
+    return normalise(where(shape == SPHERE, p, where(shape == CUBE, box, cylinder)))
+
+
+# Ground ---------------------------------------------------------------------------------------
+
+
+def ground_height(sweep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Height of the backdrop and its slope at a coordinate along the sweep plane."""
+    u = jnp.clip((sweep + 8.0) / 12.5, -1.0, (_PROFILE_BACK + 8.0) / 12.5)
+    log_z = jnp.full_like(u, _PROFILE[-1])
+    slope = jnp.zeros_like(u)
+    for coefficient in reversed(_PROFILE[:-1]):
+        slope = slope * u + log_z
+        log_z = log_z * u + coefficient
+    z = jnp.exp(log_z)
+    return z, z * slope / 12.5
+
+
+def sweep_coordinates(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Coordinates of a world point across and along the backdrop's sweep."""
+    dx, dy = x - _GROUND_ORIGIN[0], y - _GROUND_ORIGIN[1]
+    return dx * _SWEEP[0] + dy * _SWEEP[1], -dx * _SWEEP[1] + dy * _SWEEP[0]
+
+
+def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array, jax.Array]:
+    """Distance to the backdrop along each direction, and whether it is met at all.
+
+    Height along the ray minus the profile is concave: Newton from beyond the root converges
+    monotonically. It starts where the ray meets the plane z = 0 or leaves the backdrop's top.
+    """
+    start, _ = sweep_coordinates(origin[0], origin[1])
+    rate = direction[0] * _SWEEP[0] + direction[1] * _SWEEP[1]
+    t_plane = jnp.where(direction[2] < -1e-6, -origin[2] / direction[2], FAR)
+    t_back = jnp.where(rate > 1e-6, (_PROFILE_BACK - start) / rate, FAR)
+    t = jnp.minimum(jnp.minimum(t_plane, t_back), 1e4)
+    for _ in range(steps):
+        z, slope = ground_height(start + t * rate)
+        t = t - (origin[2] + t * direction[2] - z) / jnp.minimum(
+            direction[2] - slope * rate, -1e-6
+        )
+    x, y, z = add(origin, scale(direction, t))
+    across, along = sweep_coordinates(x, y)
+    met = (
+        (t > 0)
+        & (jnp.minimum(t_plane, t_back) < FAR)
+        & (across > _PROFILE_FRONT)
+        & (across < _PROFILE_BACK + 0.1)
+        & (along < 0)
+        & (along > -_SWEEP_LENGTH)
+        & (z > -0.5)
+    )
+    return t, met
+
+
+def ground_normal(x: jax.Array, y: jax.Array) -> Vec:
+    across, _ = sweep_coordinates(x, y)
+    _, slope = ground_height(across)
+    inverse = jax.lax.rsqrt(1 + slope * slope)
+    return -slope * inverse * _SWEEP[0], -slope * inverse * _SWEEP[1], inverse
