@@ -1,0 +1,143 @@
+"""``msdspn train TASK``: train an experiment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from msdspn_jax import tasks
+from msdspn_jax.errors import UserError
+
+HELP = """\
+usage: msdspn train TASK [flags]
+
+Train an experiment and write a run folder: settings, metrics, checkpoints, figures.
+
+Tasks:
+{tasks}
+
+Every flag of a task, with its default (the published value):
+  msdspn train TASK --help
+
+Examples:
+  msdspn train random-sets --set-size 4 --set-dim 4 --inner-steps 10 --steps 1000
+  msdspn train digits --model dspn --loss chamfer --run-dir runs/digits-dspn
+  msdspn train digits --run-dir runs/digits-dspn --resume
+  msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
+  msdspn train random-sets --parallel shard-map      all devices of this machine
+  msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
+
+Watch a run:   tensorboard --logdir RUN      Afterwards:   msdspn show RUN
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code (0, or 128 + signal when one ended the run early)."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, tasks.TASKS))
+        listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in tasks.TASKS.items())
+        print(HELP.format(tasks=listing), end="")
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    config = parse(name, rest)
+    return train(name, config)
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """The configuration that the flags ask for.
+
+    With ``--resume``, what is not given comes from the run folder's config.json.
+    """
+    import tyro
+
+    module = tasks.load(name)
+    default: Any = tyro.MISSING_NONPROP
+    run_dir = _value_of("--run-dir", argv)
+    if "--resume" in argv and run_dir is not None and (Path(run_dir) / "config.json").exists():
+        import dataclasses
+
+        from msdspn_jax.training.run import read_config
+
+        begun_as, saved = read_config(Path(run_dir))
+        if begun_as != name:
+            raise UserError(f"{run_dir} is a run of {begun_as}, not of {name}")
+        # How a run is carried out is asked for anew each time.
+        fields = {f.name: f.default for f in dataclasses.fields(saved)}
+        fresh = {k: fields[k] for k in _ASKED_ANEW}
+        default = dataclasses.replace(saved, **fresh)
+    try:
+        config = tyro.cli(
+            module.Config,
+            prog=f"msdspn train {name}",
+            args=argv,
+            default=default,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if config.resume and config.run_dir is None:
+        raise UserError("--resume needs --run-dir RUN: which run to go on with")
+    if config.run_dir is None:
+        import dataclasses
+
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        config = dataclasses.replace(config, run_dir=f"runs/{name}-{stamp}")
+    return config
+
+
+_ASKED_ANEW = (
+    "resume",
+    "allow_config_change",
+    "parallel",
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
+)
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(flag + "="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def train(name: str, config: Any) -> int:
+    """Train with a finished configuration; returns the exit code."""
+    from msdspn_jax.training.cache import enable_compilation_cache
+    from msdspn_jax.training.parallel import start_distributed
+
+    start_distributed(config)
+    if config.compilation_cache:
+        enable_compilation_cache()
+    import jax
+
+    from msdspn_jax.training.loop import LostPeer
+    from msdspn_jax.training.loop import train as run_training
+
+    try:
+        task = tasks.load(name).build(config)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+    leader = jax.process_index() == 0
+    if leader:
+        print(f"run folder: {config.run_dir}", file=sys.stderr)
+    try:
+        outcome = run_training(task, config)
+    except LostPeer as error:
+        print(f"msdspn train: {error}", file=sys.stderr, flush=True)
+        # The usual way out waits for the process that is gone.
+        os._exit(2)
+    if outcome.signal is not None:
+        return 128 + int(signal.Signals(outcome.signal))
+    if leader:
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items())
+        print(f"validation: {shown}")
+        print(f"run folder: {config.run_dir}   (msdspn show {config.run_dir})")
+    return 0

@@ -1,0 +1,262 @@
+"""Figures: sets beside sets, the inner loop at work, training curves, comparisons.
+
+Every function returns a ``matplotlib.figure.Figure`` and touches no global state; `save` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TARGET, PREDICTION = "#9aa3b2", "#d1495b"
+SERIES = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3")
+NIGHT = "#12151c"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | Path, *, dpi: int = 130) -> None:
+    """Write a figure to a PNG file, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        figure.savefig(temporary, dpi=dpi, format="png", facecolor=figure.get_facecolor())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- sets ---
+
+
+def point_sets(
+    prediction: Float[np.ndarray, "sets n d"],
+    target: Float[np.ndarray, "sets n d"],
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Predicted against target sets in their first two dimensions, matched pairs joined by a line.
+
+    A ring is a target element, a dot a predicted one. Sets of one dimension are drawn on a line.
+    """
+    count = len(target)
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    figure = _figure(2.3 * columns, 2.3 * rows + 0.35)
+    limit = 1.12 * max(np.abs(target[..., :2]).max(), np.abs(prediction[..., :2]).max(), 1e-3)
+    for i, axes in enumerate(_grid(figure, rows, columns)):
+        if i >= count:
+            axes.set_visible(False)
+            continue
+        a, b = _plane(prediction[i]), _plane(target[i])
+        order = _matched(prediction[i], target[i])
+        for p, t in zip(a, b[order], strict=True):
+            axes.plot(*zip(p, t, strict=True), color=PREDICTION, lw=0.8, alpha=0.6, zorder=1)
+        axes.scatter(*b.T, s=64, facecolors="none", edgecolors=SERIES[4], lw=1.3, zorder=2)
+        axes.scatter(*a.T, s=16, color=PREDICTION, zorder=3)
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+        axes.spines[:].set_color("#d5d9e0")
+        if names is not None:
+            axes.set_title(names[i], fontsize=9)
+    figure.suptitle("rings: target elements   dots: predicted elements", fontsize=9, color="#555")
+    return figure
+
+
+def _plane(elements: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
+    if elements.shape[1] > 1:
+        return elements[:, :2]
+    return np.concatenate([elements, np.zeros_like(elements)], axis=1)
+
+
+def _matched(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    from scipy.optimize import linear_sum_assignment
+
+    if not np.isfinite(prediction).all():
+        return np.arange(len(prediction))
+    return linear_sum_assignment(((prediction[:, None] - target[None]) ** 2).sum(-1))[1]
+
+
+def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
+    """Digits as points, one row of sets for each name: ``{"target": …, "iDSPN": …}``.
+
+    An element's place is its (x, y), its size and colour its intensity; the less present, the
+    fainter.
+    """
+    count = max(len(sets) for sets in rows.values())
+    figure = _figure(1.15 * count + 0.55, 1.2 * len(rows) + 0.05)
+    figure.set_facecolor(NIGHT)
+    for r, (name, sets) in enumerate(rows.items()):
+        for c, elements in enumerate(sets):
+            axes = figure.add_subplot(len(rows), count, r * count + c + 1)
+            _digit(axes, elements)
+            if c == 0:
+                axes.set_ylabel(name, color="#e6e9ef", fontsize=11)
+    return figure
+
+
+def _digit(axes: Axes, elements: Float[np.ndarray, "n 4"]) -> None:
+    x, y, intensity, presence = np.nan_to_num(elements).T
+    # The dimmest last, so that bright elements are not hidden under them.
+    order = np.argsort(-intensity)
+    shown = order[presence[order] > 0.05]
+    axes.scatter(
+        x[shown],
+        y[shown],
+        s=6 + 34 * np.clip(intensity[shown], 0, 1),
+        c=np.clip(intensity[shown], 0, 1),
+        cmap="YlOrBr_r",
+        vmin=-0.15,
+        vmax=1.1,
+        alpha=np.clip(presence[shown], 0, 1),
+        linewidths=0,
+    )
+    axes.set(xlim=(-0.12, 1.12), ylim=(1.12, -0.12), aspect="equal", xticks=[], yticks=[])
+    axes.set_facecolor(NIGHT)
+    axes.spines[:].set_visible(False)
+
+
+def strip(
+    trajectory: Float[np.ndarray, "steps n d"],
+    target: Float[np.ndarray, "n d"],
+    *,
+    as_digits: bool = False,
+    energy: Float[np.ndarray, " steps"] | None = None,
+    frames: int = 8,
+) -> Figure:
+    """The set moving from its initial state to the prediction; the target last."""
+    # Most of the way is made in the first steps.
+    last = len(trajectory) - 1
+    steps = np.unique(np.round(last * np.linspace(0, 1, min(frames, last + 1)) ** 2).astype(int))
+    figure = _figure(1.45 * (len(steps) + 1), 1.85)
+    if as_digits:
+        figure.set_facecolor(NIGHT)
+    ink = "#e6e9ef" if as_digits else "#333"
+    limit = 1.15 * max(np.abs(_plane(target)).max(), np.abs(_plane(trajectory[-1])).max(), 1e-3)
+    for i in range(len(steps) + 1):
+        axes = figure.add_subplot(1, len(steps) + 1, i + 1)
+        final = i == len(steps)
+        elements = target if final else trajectory[steps[i]]
+        if as_digits:
+            _digit(axes, elements)
+        else:
+            ring = _plane(target)
+            axes.scatter(*ring.T, s=56, facecolors="none", edgecolors=SERIES[4], lw=1.2)
+            if not final:
+                axes.scatter(*_plane(elements).T, s=16, color=PREDICTION)
+            axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_color("#d5d9e0")
+        title = "target" if final else f"step {steps[i]}"
+        if energy is not None and not final:
+            title += f"\nE {energy[steps[i]]:.2g}"
+        axes.set_title(title, fontsize=8, color=ink)
+    return figure
+
+
+# --- curves ---
+
+
+def inner_curves(
+    energy: Float[np.ndarray, "steps sets"], gradient_norm: Float[np.ndarray, "steps sets"]
+) -> Figure:
+    """Energy and gradient norm over the inner steps: the median of the sets, and each of them."""
+    figure = _figure(8, 3)
+    for i, (label, values) in enumerate({"energy": energy, "gradient norm": gradient_norm}.items()):
+        axes = figure.add_subplot(1, 2, i + 1)
+        axes.plot(values, color=SERIES[0], alpha=0.25, lw=0.8)
+        axes.plot(np.median(values, axis=1), color=SERIES[0], lw=2)
+        _log_if_positive(axes, values)
+        axes.set(xlabel="inner step", title=label)
+        _plain(axes)
+    return figure
+
+
+def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -> Figure:
+    """A metric over the steps from the lines of metrics.jsonl; bands are ± one deviation."""
+    figure = _figure(6, 3.6)
+    axes = figure.add_subplot()
+    everything = []
+    for color, split in zip((TARGET, SERIES[0], SERIES[1]), ("train", "val", "test"), strict=True):
+        of_split = [x for x in lines if x["split"] == split and x.get(name) is not None]
+        if not of_split:
+            continue
+        steps = np.array([x["step"] for x in of_split])
+        values = np.array([x[name] for x in of_split], float)
+        spread = np.array([x.get(f"{name}_std") or 0.0 for x in of_split], float)
+        marker = "o" if split != "train" else None
+        axes.plot(steps, values, color=color, lw=1.8, marker=marker, ms=3.5, label=split)
+        if spread.any():
+            low = np.maximum(values - spread, values.min() / 2)
+            axes.fill_between(steps, low, values + spread, color=color, alpha=0.2, lw=0)
+        everything.append(values)
+    if everything:
+        _log_if_positive(axes, np.concatenate(everything))
+        axes.legend(frameon=False)
+    axes.set(xlabel="training step", ylabel=name)
+    _plain(axes)
+    return figure
+
+
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    deviations: Mapping[str, Sequence[float]] | None = None,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+) -> Figure:
+    """Bars side by side: one cluster a group, one colour a series; NaN leaves a gap."""
+    figure = _figure(max(4.5, 0.5 * len(groups) * len(series) + 1.5), 3.4)
+    axes = figure.add_subplot()
+    width = 0.8 / len(series)
+    for i, (label, values) in enumerate(series.items()):
+        x = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
+        error = None if deviations is None else np.asarray(deviations[label], float)
+        axes.bar(
+            x,
+            np.asarray(values, float),
+            0.92 * width,
+            yerr=error,
+            color=SERIES[i % len(SERIES)],
+            label=label,
+            error_kw={"lw": 1, "capsize": 2, "ecolor": "#444"},
+        )
+    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.set(ylabel=ylabel, title=title)
+    if log:
+        axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+# --- small things ---
+
+
+def _grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
+    return [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
+
+
+def _log_if_positive(axes: Axes, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if len(finite) and finite.min() > 0:
+        axes.set_yscale("log")
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e7eaef", lw=0.7)
+    axes.set_axisbelow(True)
