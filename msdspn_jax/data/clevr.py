@@ -96,13 +96,13 @@ class ClevrObject:
 
 
 def encode_features(
-    position: Float[Array, "*batch 3"],
-    material: Int[Array, "*batch"],
-    color: Int[Array, "*batch"],
-    shape: Int[Array, "*batch"],
-    size: Int[Array, "*batch"],
-    present: Bool[Array, "*batch"],
-) -> Float[Array, "*batch 19"]:
+    position: Float[Array | np.ndarray, "*batch 3"],
+    material: Int[Array | np.ndarray, "*batch"],
+    color: Int[Array | np.ndarray, "*batch"],
+    shape: Int[Array | np.ndarray, "*batch"],
+    size: Int[Array | np.ndarray, "*batch"],
+    present: Bool[Array | np.ndarray, "*batch"],
+) -> Float[Array | np.ndarray, "*batch 19"]:
     """Encode objects given as positions in CLEVR units and indices into the lists of names.
 
     The one place where the 19 features are put together. Works on JAX arrays (under jit as well)
@@ -140,13 +140,13 @@ def encode(objects: Sequence[ClevrObject]) -> Float[np.ndarray, "10 19"]:
         for attribute, values in ATTRIBUTES.items()
     }
     everyone = np.ones(len(objects), bool)
-    features: Any = encode_features(position, **indices, present=everyone)  # type: ignore[arg-type]
+    features = np.asarray(encode_features(position, **indices, present=everyone))
     features[:, LAYOUT.presence] = [o.score for o in objects]
     return np.pad(features, ((0, MAX_OBJECTS - len(objects)), (0, 0)))
 
 
 def decode(
-    objects: Float[Array, "n 19"] | Float[np.ndarray, "n 19"],
+    objects: Float[Array | np.ndarray, "n 19"],
     *,
     threshold: float = PRESENCE_THRESHOLD,
 ) -> list[ClevrObject]:
