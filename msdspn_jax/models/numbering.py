@@ -112,13 +112,16 @@ def numbering_model(
 
         def minimise(params, inputs, noise, num_steps=None):
             minimum = predictor.apply(
-                params, inputs, initial_sets=INITIAL_SCALE * noise, num_steps=num_steps
+                {"params": params}, inputs, initial_sets=INITIAL_SCALE * noise, num_steps=num_steps
             )
             assert isinstance(minimum, Minimum)
             return minimum.sets, minimum
 
         return NumberingModel(
-            lambda key: predictor.init(key, inputs), minimise, noise_width=set_size, cost="l2"
+            lambda key: predictor.init(key, inputs)["params"],
+            minimise,
+            noise_width=set_size,
+            cost="l2",
         )
 
     module: Any
@@ -139,10 +142,10 @@ def numbering_model(
         return (inputs, noise) if noise_width else (inputs,)
 
     def init(key):
-        return module.init(key, *arguments(inputs, jnp.zeros((1, set_size, noise_width))))
+        return module.init(key, *arguments(inputs, jnp.zeros((1, set_size, noise_width))))["params"]
 
     def apply(params, inputs, noise, num_steps=None):
         del num_steps
-        return module.apply(params, *arguments(inputs, noise)), None
+        return module.apply({"params": params}, *arguments(inputs, noise)), None
 
     return NumberingModel(init, apply, noise_width, cost="ce")

@@ -162,7 +162,7 @@ def build(config: Config) -> Task:
 
     return Task(
         name="numbering",
-        init=model.init,
+        init=lambda key: {"params": model.init(key)},
         sample=sample,
         loss=loss,
         evaluate=evaluate,
