@@ -11,6 +11,7 @@ Everything here needs jax, flax, optax and numpy alone. Data, training, plots an
 live in submodules of their own, imported by name.
 """
 
+from .anderson import anderson
 from .energy import Context, Energy, latent_energy
 from .implicit import (
     FixedPoint,
@@ -30,6 +31,7 @@ from .models.set_predictor import SetDecoder, SetPredictor, random_initial_sets,
 from .pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
 from .projections import simplex
 from .set_encoder import SetEncoder
+from .step_size import StepSize, suggest_step_size
 
 __version__ = "0.1.0"
 
@@ -43,8 +45,10 @@ __all__ = [
     "SetDecoder",
     "SetEncoder",
     "SetPredictor",
+    "StepSize",
     "Trajectory",
     "Unrolled",
+    "anderson",
     "assign",
     "chamfer_loss",
     "conjugate_gradient",
@@ -63,6 +67,7 @@ __all__ = [
     "set_autoencoder",
     "simplex",
     "stable_ranks",
+    "suggest_step_size",
     "sum_pool",
     "unrolled",
 ]

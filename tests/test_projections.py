@@ -1,0 +1,66 @@
+import chex
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import msdspn_jax as ms
+
+
+def reference(points):
+    """Duchi et al. (2008), by sorting, in float64."""
+    u = -np.sort(-points, axis=-1)
+    sums = np.cumsum(u, -1) - 1
+    k = np.arange(1, points.shape[-1] + 1)
+    rho = np.sum(u - sums / k > 0, -1, keepdims=True)
+    tau = np.take_along_axis(sums, rho - 1, -1) / rho
+    return np.maximum(points - tau, 0)
+
+
+@given(hnp.arrays(np.float64, (4, 7), elements=st.floats(-100, 100, width=32)))
+@settings(max_examples=100, deadline=None)
+def test_equals_the_sorting_algorithm(points):
+    with jax.enable_x64(True):
+        projected = ms.simplex(points)
+    np.testing.assert_allclose(projected, reference(points), atol=1e-10)
+
+
+@pytest.mark.parametrize("d", [1, 2, 64, 1000])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_lands_on_the_simplex(d, scale):
+    points = scale * jax.random.normal(jax.random.key(d), (5, 3, d))
+    projected = jax.jit(ms.simplex)(points)
+    assert float(projected.min()) >= 0
+    np.testing.assert_allclose(projected.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(ms.simplex(projected), projected, atol=1e-6)
+
+
+def test_slowest_case_of_the_threshold_iteration():
+    # Geometric entries drop out of the support one per round.
+    points = 2.0 ** -np.arange(40)[None] * 0.99
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(ms.simplex(points), reference(points), atol=1e-12)
+
+
+def test_gradients():
+    points = jax.random.normal(jax.random.key(0), (3, 5))
+    with jax.enable_x64(True):
+        points = jnp.asarray(points, jnp.float64)
+        check_grads(ms.simplex, (points,), order=2, modes=("fwd", "rev"))
+
+
+def test_vmap_and_nan():
+    points = jax.random.normal(jax.random.key(1), (3, 4, 5))
+    chex.assert_trees_all_close(jax.vmap(ms.simplex)(points), ms.simplex(points))
+    broken = ms.simplex(points.at[0, 0, 0].set(jnp.nan))
+    assert bool(jnp.isnan(broken[0, 0]).all())
+    chex.assert_trees_all_close(broken[1:], ms.simplex(points)[1:])
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="points: expected a last axis of length > 0"):
+        ms.simplex(jnp.zeros((3, 0)))
