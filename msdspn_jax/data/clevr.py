@@ -203,9 +203,9 @@ def parse_scene(entry: Any, where: str = "scene") -> ClevrScene:
         raise UserError(
             f"{where}.image_filename: expected a file name, got {_shorten(image_filename)}"
         )
-    image_index = entry.get("image_index")
-    if image_index is not None:
-        _expect(image_index, int, f"{where}.image_index", "a whole number")
+    image_index = None
+    if "image_index" in entry:
+        image_index = _expect(entry["image_index"], int, f"{where}.image_index", "a whole number")
     objects = _field(entry, "objects", list, where, "a list")
     if len(objects) > MAX_OBJECTS:
         raise UserError(
@@ -254,12 +254,12 @@ def _parse_object(entry: Any, where: str) -> ClevrObject:
     coords = _numbers(_field(entry, "3d_coords", list, where, "a list"), f"{where}.3d_coords")
     # The generator's own precision, and TFDS's: both ways of reading give the same bits.
     x, y, z = np.array(coords, np.float32).tolist()
-    pixels = entry.get("pixel_coords")
-    if pixels is not None:
-        pixels = _numbers(_expect(pixels, list, f"{where}.pixel_coords", "a list"), where)
-    rotation = entry.get("rotation")
-    if rotation is not None:
-        rotation = _number(rotation, f"{where}.rotation")
+    pixels = rotation = None
+    if "pixel_coords" in entry:
+        path = f"{where}.pixel_coords"
+        pixels = _numbers(_expect(entry["pixel_coords"], list, path, "a list"), path)
+    if "rotation" in entry:
+        rotation = _number(entry["rotation"], f"{where}.rotation")
     score = _number(entry.get("score", 1.0), f"{where}.score")
     return ClevrObject(
         **names, position=(x, y, z), score=score, rotation=rotation, pixel_coords=pixels

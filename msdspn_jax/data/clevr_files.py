@@ -9,6 +9,7 @@ and entry.
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import json
 import zlib
@@ -127,11 +128,13 @@ def _check_png(data: bytes, where: str) -> None:
         position = end + 4
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, entry: str = "") -> bytes:
+    """A whole file; the error names the file and the entry that asks for it."""
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character.
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}{entry}: cannot be read ({reason})") from error
 
 
 # Sources ----------------------------------------------------------------------------------------
@@ -173,13 +176,16 @@ class ClevrFolder:
     def __getitem__(self, index: Any) -> Record:
         """Read and decode one image."""
         index = checked_index(index, len(self))
-        path = self.image_folder / self.file_names[index]
-        where = f"{path} (scenes[{index}])"
+        path, entry = self.image_folder / self.file_names[index], self.entry(index)
         return {
-            "image": decode_image(read_bytes(path), where),
+            "image": decode_image(read_bytes(path, entry), f"{path}{entry}"),
             "objects": self.objects[index],
             "file_name": self.file_names[index],
         }
+
+    def entry(self, index: int) -> str:
+        """Which entry a record is, for messages."""
+        return f" (scenes[{index}] of {self.scenes_file.name})"
 
     def __repr__(self) -> str:
         return f"ClevrFolder({str(self.root)!r}, {self.split!r})"
@@ -190,6 +196,16 @@ def clevr_root(path: str | Path) -> Path:
     path = Path(path)
     inner = path / "CLEVR_v1.0"
     return inner if inner.is_dir() else path
+
+
+def import_extra(module: str) -> Any:
+    """A module of the ``clevr`` extra, or an error that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this needs {error.name}, which is not installed: pip install 'msdspn-jax[clevr]'"
+        ) from error
 
 
 def checked_index(index: Any, length: int) -> int:
@@ -242,12 +258,11 @@ def pipeline(
       ``{"image": uint8 [batch, size, size, 3], "objects": float32 [batch, 10, 19], "file_name":
       str [batch]}``.
     """
-    import grain
-
+    grain = import_extra("grain")
     for name, value in (("size", size), ("batch_size", batch_size), ("threads", threads)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    dataset: Any = grain.MapDataset.source(source).seed(seed)  # type: ignore[arg-type]
+    dataset: Any = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()
     dataset = dataset.repeat(num_epochs).map(functools.partial(resize_record, size=size))
@@ -255,6 +270,10 @@ def pipeline(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = dataset.to_iter_dataset(options)
     if workers:
+        flags = import_extra("absl.flags").FLAGS
+        if not flags.is_parsed():
+            # Grain's worker processes read absl flags, which only absl's own main would parse.
+            flags.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return dataset
 

@@ -17,6 +17,7 @@ from msdspn_jax.data.clevr_files import (
     clevr_root,
     decode_image,
     digest,
+    import_extra,
     read_bytes,
     read_scenes,
 )
@@ -32,8 +33,7 @@ class ClevrTfds:
     """
 
     def __init__(self, data_dir: str | Path, split: str):
-        import tensorflow_datasets as tfds
-
+        tfds = import_extra("tensorflow_datasets")
         self.data_dir, self.split = Path(data_dir), split
         split = {"val": "validation"}.get(split, split)
         try:
@@ -136,8 +136,8 @@ def convert_to_tfds(root: str | Path, data_dir: str | Path) -> Path:
 
 
 def _tfds_builder(root: Path, splits: Sequence[str], data_dir: str | Path) -> Any:
-    from tensorflow_datasets.core import registered
-    from tensorflow_datasets.datasets.clevr import clevr_dataset_builder as stock
+    registered = import_extra("tensorflow_datasets.core.registered")
+    stock = import_extra("tensorflow_datasets.datasets.clevr.clevr_dataset_builder")
 
     # Stock features under the stock name: what reads the one reads the other. Not registered, so
     # that `tfds.builder("clevr")` still means the stock class.
@@ -163,8 +163,8 @@ def _examples(root: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     questions = _read_questions(root / "questions" / f"CLEVR_{split}_questions.json")
     for i, (name, scene) in enumerate(zip(source.file_names, scenes, strict=True)):
         path = source.image_folder / name
-        data = read_bytes(path)
-        decode_image(data, f"{path} (scenes[{i}])")
+        data = read_bytes(path, source.entry(i))
+        decode_image(data, f"{path}{source.entry(i)}")
         objects = []
         for j, o in enumerate(scene.objects if scene else ()):
             if o.rotation is None or o.pixel_coords is None:

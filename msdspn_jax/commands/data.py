@@ -1,0 +1,107 @@
+"""``msdspn data``: prepare and check data sets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from msdspn_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareClevr:
+    """Resize real CLEVR once, into a cache that training reads (3.4 GB at 128, for train).
+
+    May be interrupted at any moment and run again: it goes on where it stopped.
+    """
+
+    source: Path
+    """An extracted CLEVR_v1.0 folder, one of `msdspn render`, or a TensorFlow Datasets folder."""
+    out: Path
+    """Where the cache goes: one folder clevr-SPLIT-SIZE for each split."""
+    size: int = 128
+    """Side of the square images, pixels."""
+    splits: tuple[str, ...] = ("train", "val")
+    """Which splits to prepare; the test split has no scenes."""
+    threads: int = 4
+    """How many threads read, decode and resize."""
+    verify: bool = False
+    """Afterwards read the whole cache back and compare its checksums."""
+
+    def run(self) -> None:
+        """Prepare every split."""
+        from msdspn_jax.data.clevr_cache import cache_folder, load_cache, prepare_cache
+        from msdspn_jax.data.clevr_tfds import open_source
+
+        for name in ("size", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        for split in self.splits:
+            folder = cache_folder(self.out, split, self.size)
+            with _progress(f"clevr {split}") as on_progress:
+                source = open_source(self.source, split)
+                prepare_cache(
+                    source, folder, size=self.size, threads=self.threads, on_progress=on_progress
+                )
+            cache = load_cache(folder, verify=self.verify)
+            checked = ", checksums right" if self.verify else ""
+            print(f"{folder}: {len(cache)} images of {self.size} x {self.size}{checked}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertClevr:
+    """Turn an extracted CLEVR_v1.0 folder into TensorFlow Datasets files, without TensorFlow.
+
+    What comes out is what tfds.builder("clevr") prepares, as array_record.
+    """
+
+    source: Path
+    """An extracted CLEVR_v1.0 folder."""
+    out: Path
+    """The data folder of TensorFlow Datasets; the files go to OUT/clevr/3.1.0."""
+
+    def run(self) -> None:
+        """Convert all splits that are there."""
+        from msdspn_jax.data.clevr_tfds import convert_to_tfds
+
+        print(convert_to_tfds(self.source, self.out))
+
+
+_Choice = (
+    Annotated[PrepareClevr, tyro.conf.subcommand("clevr")]
+    | Annotated[ConvertClevr, tyro.conf.subcommand("clevr-tfds")]
+)
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    choice = tyro.cli(
+        _Choice,  # type: ignore[arg-type]
+        prog="msdspn data",
+        description="Prepare and check data sets.",
+        args=argv,
+    )
+    choice.run()
+    return 0
+
+
+def _progress(label: str):
+    """A progress bar as a context manager; it gives the function to report (done, total) to."""
+    import contextlib
+
+    from rich import progress
+
+    @contextlib.contextmanager
+    def bar():
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns) as shown:
+            task = shown.add_task(label, total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+
+    return bar()
