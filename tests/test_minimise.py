@@ -46,14 +46,9 @@ def test_steps_equal_a_plain_loop(momentum, clip, projection):
 def test_unrolled_starts_from_the_initial_set_as_given():
     energy, params, context, start = problems.fspool_problem(KEY)
     settings = {"num_steps": 1, "projection": ms.simplex, "return_trajectory": True}
-    trajectories = [
-        ms.minimise(energy, params, context, start, gradient=gradient, **settings).trajectory.sets[
-            0
-        ]
-        for gradient in (ms.unrolled(), ms.identity())
-    ]
-    chex.assert_trees_all_equal(trajectories[0], start)
-    chex.assert_trees_all_close(trajectories[1], ms.simplex(start))
+    for gradient, first in ((ms.unrolled(), start), (ms.identity(), ms.simplex(start))):
+        minimum = ms.minimise(energy, params, context, start, gradient=gradient, **settings)
+        chex.assert_trees_all_close(minimum.trajectory.sets[0], first)
 
 
 def test_trajectory():
@@ -133,11 +128,10 @@ def test_equal_elements_are_separated_by_fspool_and_by_no_other_pool():
 def test_any_optax_transformation():
     energy = problems.quadratic(jnp.linspace(0.1, 1.5, 6).reshape(3, 2))
     params, context = {"scale": jnp.ones(())}, ms.Context(jax.random.normal(KEY, (4, 3, 2)))
-    for optimizer, steps in ((optax.adam(0.1), 300), (optax.lion(0.01), 400)):
-        minimum = ms.minimise(
-            energy, params, context, jnp.zeros((4, 3, 2)), optimizer=optimizer, num_steps=steps
-        )
-        chex.assert_trees_all_close(minimum.sets, context.latent, atol=0.03)
+    start = jnp.zeros((4, 3, 2))
+    for optimizer in (optax.adam(0.1), optax.sgd(1.0, momentum=0.5)):
+        minimum = ms.minimise(energy, params, context, start, optimizer=optimizer, num_steps=300)
+        assert bool((minimum.energy < 0.01 * energy(params, start, context)).all())
 
 
 def test_anderson_needs_fewer_steps():
@@ -171,13 +165,13 @@ def test_dtype_is_kept(dtype):
         problem = problems.fspool_problem(jax.random.key(1))
         energy, *arrays = problem
         params, context, start = jax.tree.map(lambda x: x.astype(dtype), arrays)
-        minimum = ms.minimise(energy, params, context, start, num_steps=3, max_grad_norm=1.0)
+
+        def loss(params):
+            minimum = ms.minimise(energy, params, context, start, num_steps=3, max_grad_norm=1.0)
+            return jnp.sum(minimum.sets**2), minimum
+
+        grads, minimum = jax.jit(jax.grad(loss, has_aux=True))(params)
         assert minimum.sets.dtype == dtype
-        grads = jax.grad(
-            lambda params: jnp.sum(
-                ms.minimise(energy, params, context, start, num_steps=2).sets ** 2
-            )
-        )(params)
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
 
 
