@@ -45,7 +45,14 @@ SUN_DIRECTION = (0.41449564695358276, -0.1945834904909134, 0.8890054225921631)
 SUN_HALF_ANGLE = 0.19933730363845825 / 2
 GROUND_ALBEDO = 0.8
 
-CHUNK = 4096
+CHUNK = 2048
+
+# Fitted against the reference renders (experiments/clevr/RENDERER.md says on which).
+SIDE_AMBIENT = 0.3
+BOUNCE = ((0.156, 0.112), (0.352, 0.258), (0.242, 0.203))
+"""Radiance on the ground by shape and material of the body, over albedo and side irradiance."""
+
+_ALBEDO = np.array(COLOR_RGB, np.float32) / 255
 
 
 class Lights(NamedTuple):
@@ -194,7 +201,7 @@ class Table(NamedTuple):
 
 
 def _table(scene: Scene, bodies: Bodies) -> Float[Array, "10 10"]:
-    albedo = jnp.asarray(np.array(COLOR_RGB, np.float32) / 255)[scene.color[bodies.order]]
+    albedo = jnp.asarray(_ALBEDO)[scene.color[bodies.order]]
     return jnp.stack(
         [
             bodies.x,
@@ -211,9 +218,7 @@ def _table(scene: Scene, bodies: Bodies) -> Float[Array, "10 10"]:
 
 
 def _lookup(table, index):
-    hot = (index[..., None, :] == jnp.arange(MAX_OBJECTS)[:, None]).astype(jnp.float32)
-    rows = jnp.einsum("kj,jr->kr", table, hot, precision="highest")
-    return [rows[i] for i in range(table.shape[0])]
+    return [jnp.take(row, index, mode="clip") for row in table]
 
 
 def _body_point(attributes, p: Vec):
@@ -235,8 +240,47 @@ def _ambient_body(n: Vec, q: Vec) -> Vec:
 
 
 def _ambient_ground(p: Vec) -> Vec:
-    e = jnp.full_like(p[0], 0.0)
+    """Irradiance on the ground off the backdrop (fitted; it grows towards the backdrop)."""
+    across, _ = sweep_coordinates(p[0], p[1])
+    e = np.pi / GROUND_ALBEDO * (0.0124 + 0.00118 * jnp.clip(across + 14.0, -9.0, 18.0))
     return (e, e, e)
+
+
+def _bounce_table(scene: Scene, bodies: Bodies, lights: Lights) -> Float[Array, "3 3 10"]:
+    """Light that bodies throw onto the ground around them, as a + b cos φ + c sin φ by color.
+
+    A body's side facing the azimuth φ collects the lamps' light; its first harmonic is enough.
+    """
+    angles = jnp.arange(16) * (2 * np.pi / 16)
+    ux, uy = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    total = jnp.full((3, 16, MAX_OBJECTS), SIDE_AMBIENT)
+    for direction, irradiance, color in _incident(lights, (bodies.x, bodies.y, bodies.radius)):
+        side = irradiance * jnp.maximum(ux * direction[0] + uy * direction[1], 0.0)
+        total = total + jnp.asarray(color)[:, None, None] * side
+    basis = jnp.stack([jnp.ones(16), 2 * jnp.cos(angles), 2 * jnp.sin(angles)]) / 16
+    strength = jnp.asarray(BOUNCE)[scene.shape[bodies.order], scene.material[bodies.order]]
+    strength = jnp.where(jnp.arange(MAX_OBJECTS) < bodies.first[3], strength, 0.0)
+    albedo = jnp.asarray(_ALBEDO)[scene.color[bodies.order]].T
+    return jnp.einsum("hk,ckj->chj", basis, total) * (albedo * strength)[:, None, :]
+
+
+def _bounce(table, bodies: Bodies, p: Vec) -> Vec:
+    """Radiance that bodies add to the ground at p, by the form factor of a ball at each."""
+
+    def body(i, total):
+        dx, dy = p[0] - bodies.x[i], p[1] - bodies.y[i]
+        squared = dx * dx + dy * dy + 1e-6
+        inverse = jax.lax.rsqrt(squared)
+        ux, uy = dx * inverse, dy * inverse
+        q = bodies.radius[i] * jax.lax.rsqrt(squared + bodies.radius[i] ** 2)
+        factor = q * q * q
+        return tuple(
+            total[c]
+            + factor * jnp.maximum(table[c, 0, i] + table[c, 1, i] * ux + table[c, 2, i] * uy, 0.0)
+            for c in range(3)
+        )
+
+    return jax.lax.fori_loop(0, bodies.first[3], body, (jnp.zeros_like(p[0]),) * 3)
 
 
 def _shade_ground(bodies, lights, p: Vec, sub_sample) -> Vec:
@@ -291,15 +335,20 @@ def _shade_bodies(
     radius = 0.75
     bitangent = cross(n, tangent)
     half = normalise(
-        add(n, add(scale(tangent, 0.15 * radius * 2.4 * ox), scale(bitangent, 0.2667 * radius * 2.4 * oy)))
+        add(
+            n,
+            add(
+                scale(tangent, 0.15 * radius * 2.4 * ox),
+                scale(bitangent, 0.2667 * radius * 2.4 * oy),
+            ),
+        )
     )
     rough = add(direction, scale(half, -2 * dot(direction, half)))
     below = jnp.minimum(dot(rough, n), 0.0)
     rough = normalise(add(rough, scale(n, -2 * below)))
     rough = _environment(table, bodies, lights, p, rough, sub_sample, index)
     return tuple(
-        c * (d + 0.6 * s + 0.4 * r)
-        for c, d, s, r in zip(albedo, direct, sharp, rough, strict=True)
+        c * (d + 0.6 * s + 0.4 * r) for c, d, s, r in zip(albedo, direct, sharp, rough, strict=True)
     )
 
 
@@ -337,35 +386,48 @@ def render_scene(scene: Scene, height: int, width: int) -> Float[Array, "height 
     direction, sub_sample = ray(samples)
     t, index = nearest_body(bodies, camera, direction)
     tg, _ = ground_entry(camera, direction)
-    ground = _shade_ground(bodies, lights, add(camera, scale(direction, tg)), sub_sample)
-    image = jnp.stack(ground, axis=-1)
+    floor = add(camera, scale(direction, tg))
+    ground = _shade_ground(bodies, lights, floor, sub_sample)
+    # The bounce is smooth: once a pixel is enough.
+    coarse = tuple(x.reshape(rows, columns)[::2, ::2].reshape(-1) for x in floor)
+    bounce = jnp.stack(_bounce(_bounce_table(scene, bodies, lights), bodies, coarse))
+    bounce = bounce.reshape(3, height, 1, width, 1)
+    bounce = jnp.broadcast_to(bounce, (3, height, 2, width, 2)).reshape(3, total)
     metals = jnp.sum(
         (scene.material[bodies.order] == 1) * (1 << jnp.arange(MAX_OBJECTS)), dtype=jnp.int32
     )
     is_metal = ((metals >> jnp.maximum(index, 0)) & 1) == 1
-    for material, mask in enumerate(((index >= 0) & ~is_metal, (index >= 0) & is_metal)):
-        count = jnp.sum(mask)
-        slots = jnp.nonzero(mask, size=total + CHUNK, fill_value=total)[0]
+    seen = index >= 0
+    # Samples on bodies are shaded in dense chunks, rubber and metal apart. Scattering results back
+    # is slow on CPUs, so each sample remembers its rank instead and fetches its color.
+    colors = jnp.stack(ground) + bounce
+    for material, mask in enumerate((seen & ~is_metal, seen & is_metal)):
+        rank = jnp.cumsum(mask) - 1
+        count = rank[-1] + 1
+        slots = jnp.zeros(total + CHUNK, jnp.int32)
+        slots = slots.at[jnp.where(mask, rank, total + CHUNK)].set(samples, mode="drop")
 
-        def chunk(i, image, slots=slots, material=material):
+        def chunk(i, shaded, slots=slots, material=material):
             slot = jax.lax.dynamic_slice(slots, (i * CHUNK,), (CHUNK,))
-            safe = jnp.minimum(slot, total - 1)
-            d, sub_sample = ray(safe)
+            d, sub_sample = ray(slot)
             color = _shade_bodies(
                 table,
                 bodies,
                 lights,
                 camera,
                 d,
-                t[safe],
-                jnp.maximum(index[safe], 0),
+                t[slot],
+                jnp.maximum(index[slot], 0),
                 sub_sample,
                 material,
                 2e-4,
             )
-            return image.at[slot].set(jnp.stack(color, axis=-1), mode="drop")
+            return jax.lax.dynamic_update_slice(shaded, jnp.stack(color), (0, i * CHUNK))
 
-        image = jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, chunk, image)
+        shaded = jnp.zeros((3, total + CHUNK))
+        shaded = jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, chunk, shaded)
+        colors = jnp.where(mask, jnp.take(shaded, rank, axis=1, mode="clip"), colors)
+    image = colors.T
     image = _srgb(image).reshape(rows, columns, 3)
     return _tent(_tent(image, 0), 1)
 

@@ -149,9 +149,7 @@ def project(
 
     The generator's ``pixel_coords`` are these, u and v truncated to integers.
     """
-    axes = tuple(
-        tuple(a[..., None] for a in axis) for axis in tracking_axes(camera)
-    )
+    axes = tuple(tuple(a[..., None] for a in axis) for axis in tracking_axes(camera))
     offset = unstack(points - camera[..., None, :])
     right, up, backward = (dot(offset, axis) for axis in axes)  # type: ignore
     depth = -backward
@@ -348,9 +346,7 @@ def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array
     t = jnp.minimum(jnp.minimum(t_plane, t_back), 1e4)
     for _ in range(steps):
         z, slope = ground_height(start + t * rate)
-        t = t - (origin[2] + t * direction[2] - z) / jnp.minimum(
-            direction[2] - slope * rate, -1e-6
-        )
+        t = t - (origin[2] + t * direction[2] - z) / jnp.minimum(direction[2] - slope * rate, -1e-6)
     x, y, z = add(origin, scale(direction, t))
     across, along = sweep_coordinates(x, y)
     met = (

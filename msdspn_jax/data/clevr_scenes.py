@@ -90,9 +90,7 @@ def radii(scene: Scene) -> Float[Array, "*batch 10"]:
 def scene_bodies(scene: Scene) -> geometry.Bodies:
     """The geometry of one scene (no batch axes)."""
     radius = jnp.asarray(RADII)[scene.size]
-    return geometry.bodies(
-        scene.positions, radius, scene.shape, scene.rotation, scene.present
-    )
+    return geometry.bodies(scene.positions, radius, scene.shape, scene.rotation, scene.present)
 
 
 # Sampling -------------------------------------------------------------------------------------
@@ -164,9 +162,7 @@ def sample_scene(key: PRNGKeyArray) -> Scene:
     return scene
 
 
-def sample_scenes(
-    key: PRNGKeyArray, batch: int, *, group: int | None = None
-) -> Scene:
+def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) -> Scene:
     """Draw ``batch`` scenes by the generator's rules.
 
     Scene i depends on ``jax.random.split(key, batch)[i]`` alone, not on ``group``.
@@ -348,7 +344,8 @@ def scene_entry(scene: Scene, image_index: int, split: str = "procedural") -> di
         "split": split,
         "directions": directions(),
         "relationships": relationships(np.asarray(scene.positions[:count])),
-        "camera": _tracking_entry(np.asarray(scene.camera)) | {
+        "camera": _tracking_entry(np.asarray(scene.camera))
+        | {
             "lens_mm": 35.0,
             "sensor_width_mm": 32.0,
             "width": REFERENCE_WIDTH,
