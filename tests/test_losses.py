@@ -1,0 +1,95 @@
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import msdspn_jax as ms
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+PREDICTION = jax.random.normal(KEYS[0], (3, 5, 2))
+TARGET = jax.random.normal(KEYS[1], (3, 4, 2))
+MASK = jnp.array([[True, False, True, True], [False, True, False, False], [False] * 4])
+
+
+def smooth_l1(a, b):
+    difference = np.abs(np.asarray(a) - np.asarray(b))
+    return np.mean(np.where(difference < 1, 0.5 * difference**2, difference - 0.5), -1)
+
+
+def by_enumeration(prediction, target):
+    """Least mean cost over all ways to give every target a prediction of its own."""
+    m = len(target)
+    return min(
+        np.mean([smooth_l1(prediction[i], target[j]) for j, i in enumerate(chosen)])
+        for chosen in itertools.permutations(range(len(prediction)), m)
+    )
+
+
+@pytest.mark.parametrize("method", ["device", "host"])
+def test_hungarian_equals_enumeration(method):
+    expected = [by_enumeration(p, t) for p, t in zip(PREDICTION, TARGET, strict=True)]
+    loss = ms.hungarian_loss(PREDICTION, TARGET, method=method)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_hungarian_with_mask_equals_the_present_targets():
+    loss = ms.hungarian_loss(PREDICTION, TARGET, target_mask=MASK)
+    expected = [by_enumeration(PREDICTION[i], TARGET[i][MASK[i]]) for i in range(2)]
+    np.testing.assert_allclose(loss[:2], expected, rtol=1e-5)
+    assert float(loss[2]) == 0
+
+
+def test_chamfer_with_mask_equals_the_present_targets():
+    loss = ms.chamfer_loss(PREDICTION, TARGET, target_mask=MASK)
+    for i in range(2):
+        kept = TARGET[i][MASK[i]][None]
+        chex.assert_trees_all_close(loss[i], ms.chamfer_loss(PREDICTION[i : i + 1], kept)[0])
+    assert float(loss[2]) == 0
+    grads = jax.grad(lambda p: jnp.sum(ms.chamfer_loss(p, TARGET, target_mask=MASK)))(PREDICTION)
+    chex.assert_tree_all_finite(grads)
+
+
+@pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.chamfer_loss])
+def test_invariant_to_both_orders_and_zero_on_equal_sets(loss):
+    loss = jax.jit(loss)
+    value = loss(PREDICTION, TARGET)
+    shuffled = loss(PREDICTION[:, ::-1], TARGET[:, jnp.array([1, 3, 0, 2])])
+    chex.assert_trees_all_close(value, shuffled, atol=1e-6)
+    chex.assert_trees_all_close(loss(TARGET, TARGET[:, ::-1]), jnp.zeros(3), atol=1e-6)
+
+
+def test_gradient_is_that_of_the_matched_pairs():
+    with jax.enable_x64(True):
+        prediction, target = (jnp.asarray(x, jnp.float64) for x in (PREDICTION, TARGET))
+        grads = jax.grad(lambda p: jnp.sum(ms.hungarian_loss(p, target)))(prediction)
+        eps, direction = 1e-6, jax.random.normal(KEYS[2], prediction.shape)
+        up, down = (
+            jnp.sum(ms.hungarian_loss(prediction + sign * eps * direction, target))
+            for sign in (1, -1)
+        )
+        np.testing.assert_allclose(jnp.sum(grads * direction), (up - down) / (2 * eps), rtol=1e-6)
+
+
+def test_nan_becomes_nan_and_stays_in_its_set():
+    broken = PREDICTION.at[1, 0, 0].set(jnp.nan)
+    for loss in (ms.hungarian_loss, ms.chamfer_loss):
+        value = jax.jit(loss)(broken, TARGET)
+        np.testing.assert_array_equal(jnp.isnan(value), [False, True, False])
+
+
+@pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.chamfer_loss])
+def test_errors(loss):
+    with pytest.raises(ValueError, match="prediction: expected 3 axes"):
+        loss(PREDICTION[0], TARGET)
+    with pytest.raises(ValueError, match="target: expected batch and d"):
+        loss(PREDICTION, TARGET[..., :1])
+    with pytest.raises(ValueError, match="target: every axis"):
+        loss(PREDICTION, TARGET[:, :0])
+    with pytest.raises(ValueError, match="target_mask: expected shape"):
+        loss(PREDICTION, TARGET, target_mask=MASK[:, :3])
+    if loss is ms.hungarian_loss:
+        with pytest.raises(ValueError, match="target: expected at most n = 4"):
+            loss(TARGET, PREDICTION)

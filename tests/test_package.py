@@ -1,0 +1,33 @@
+"""What holds for the package as a whole: its import, its names."""
+
+import ast
+import subprocess
+import sys
+
+import msdspn_jax as ms
+
+HEAVY = ("jaxopt", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "orbax", "tyro", "rich")
+
+
+def run(code, *flags):
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False
+    )
+
+
+def test_import_is_clean_and_light():
+    code = f"import sys, msdspn_jax; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = run(code, "-W", "error")
+    assert result.returncode == 0, result.stderr
+    flax_alone = run(
+        f"import sys, flax.linen, optax; print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    allowed = set(eval(flax_alone.stdout))
+    assert set(eval(result.stdout)) <= allowed
+
+
+def test_every_public_name_is_documented():
+    for name in ms.__all__:
+        thing = getattr(ms, name)
+        if callable(thing) and name != "Energy":
+            assert (thing.__doc__ or "").strip(), name

@@ -1,0 +1,78 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import msdspn_jax as ms
+from msdspn_jax.models.set_predictor import gradient_of
+
+KEY = jax.random.key(0)
+SETS = jax.random.normal(KEY, (3, 4, 2))
+SMALL = {"set_size": 4, "set_dim": 2, "hidden_dim": 8, "latent_dim": 6, "num_steps": 3}
+
+
+def test_dspn_and_idspn_differ_in_the_gradient_alone():
+    predictors = [ms.set_autoencoder(**SMALL, gradient=gradient_of(m)) for m in ("idspn", "dspn")]
+    params = predictors[0].init(KEY, SETS)
+    chex.assert_trees_all_equal_structs(params, predictors[1].init(KEY, SETS))
+
+    def loss(params, model):
+        sets = model.apply(params, SETS).sets
+        return jnp.mean((sets - SETS) ** 2), sets
+
+    (g1, y1), (g2, y2) = (
+        jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, m) for m in predictors
+    )
+    chex.assert_trees_all_close(y1, y2, atol=1e-6)
+    norm = lambda tree: np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(tree)))  # noqa: E731
+    assert norm(jax.tree.map(jnp.subtract, g1, g2)) > 0.01 * norm(g2)
+
+
+def test_random_initial_sets_come_from_the_keys_alone():
+    model = ms.set_autoencoder(**SMALL, initial_set="random", proximity=0.0)
+    params = model.init(KEY, SETS)
+    assert "initial_set" not in params["params"]["decoder"]
+    keys = jax.random.split(KEY, 3)
+    apply = jax.jit(lambda inputs, keys: model.apply(params, inputs, keys=keys).sets)
+    sets = apply(SETS, keys)
+    order = jnp.array([1, 2, 0])
+    chex.assert_trees_all_close(apply(SETS[order], keys[order]), sets[order], atol=1e-6)
+    assert float(jnp.abs(apply(SETS, keys[order]) - sets).max()) > 1e-3
+    draws = ms.random_initial_sets(jax.random.split(KEY, 500), 4, 2)
+    np.testing.assert_allclose([draws.mean(), draws.std()], [0, 0.1], atol=0.01)
+
+
+def test_number_of_steps_can_change_at_evaluation():
+    model = ms.set_autoencoder(**SMALL)
+    params = model.init(KEY, SETS)
+    few, same, more = (
+        model.apply(params, SETS, num_steps=steps, return_trajectory=True) for steps in (None, 3, 6)
+    )
+    chex.assert_trees_all_equal(few.sets, same.sets)
+    chex.assert_shape(more.trajectory.sets, (7, 3, 4, 2))
+    chex.assert_trees_all_close(more.trajectory.sets[3], few.sets, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["sum", "mean", "fspool"])
+def test_pools_and_relational_encoders_train(pool):
+    model = ms.set_autoencoder(**SMALL, pool=pool, relational=pool == "fspool")
+    params = model.init(KEY, SETS)
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, SETS).sets ** 2)))(params)
+    chex.assert_tree_all_finite(grads)
+    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads))
+
+
+def test_errors():
+    model = ms.set_autoencoder(**SMALL, initial_set="random", proximity=0.0)
+    params = model.init(KEY, SETS)
+    with pytest.raises(ValueError, match="keys: expected one key for every set"):
+        model.apply(params, SETS)
+    with pytest.raises(ValueError, match="keys: expected 3 keys"):
+        model.apply(params, SETS, keys=jax.random.split(KEY, 2))
+    with pytest.raises(ValueError, match="initial_sets: expected shape"):
+        model.apply(params, SETS, initial_sets=jnp.ones((3, 4, 3)))
+    with pytest.raises(ValueError, match="initial_set: expected one of"):
+        ms.set_autoencoder(**SMALL, initial_set="zeros").init(KEY, SETS)
+    with pytest.raises(ValueError, match="model: expected one of 'idspn', 'dspn'"):
+        gradient_of("spn")
