@@ -209,6 +209,21 @@ def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -
     return figure
 
 
+def lines(
+    series: Mapping[str, Sequence[float] | np.ndarray], *, xlabel: str, ylabel: str
+) -> Figure:
+    """Curves on a logarithmic axis (where all values are positive), one colour a series."""
+    figure = _figure(6, 3.6)
+    axes = figure.add_subplot()
+    for color, (label, values) in zip(SERIES, series.items(), strict=False):
+        axes.plot(np.asarray(values), color=color, lw=1.6, label=label)
+    _log_if_positive(axes, np.concatenate([np.ravel(v) for v in series.values()]))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
 def bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],
@@ -253,7 +268,14 @@ def _grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
 def _log_if_positive(axes: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0:
+        from matplotlib.ticker import LogFormatter, NullFormatter
+
         axes.set_yscale("log")
+        # Within one decade the minor ticks are the only ones: label them, plainly.
+        narrow = finite.max() < 10 * finite.min()
+        plain = LogFormatter(minor_thresholds=(2, 1) if narrow else (1, 0.4))
+        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
 
 
 def _plain(axes: Axes) -> None:

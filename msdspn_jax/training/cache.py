@@ -29,7 +29,7 @@ def enable_compilation_cache() -> Path | None:
     import jax
 
     asked = os.environ.get(VARIABLE)
-    if asked == "off" or jax.config.read("jax_compilation_cache_dir"):
+    if asked == "off" or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return None
     folder = Path(asked) if asked else default_folder()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import shutil
 import zlib
 from pathlib import Path
@@ -54,29 +55,35 @@ class Checkpoints:
         self.folder = folder.absolute()
         metric, mode = monitor
         self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy.AnyPreservationPolicy(
-                    [
-                        policy.LatestN(keep),
-                        policy.BestN(
-                            n=1,
-                            get_metric_fn=lambda metrics: metrics[metric],
-                            reverse=mode == "min",
-                            keep_checkpoints_without_metrics=False,
-                        ),
-                    ]
-                ),
-                # Without it orbax would not write the metrics to disk.
-                best_fn=lambda metrics: metrics[metric],
-                best_mode=mode,
-                cleanup_tmp_directories=not read_only,
-                enable_async_checkpointing=not read_only,
-                read_only=read_only,
-                create=not read_only,
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(
+                [
+                    policy.LatestN(keep),
+                    policy.BestN(
+                        n=1,
+                        get_metric_fn=lambda metrics: metrics[metric],
+                        reverse=mode == "min",
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
             ),
+            # Without it orbax would not write the metrics to disk.
+            best_fn=lambda metrics: metrics[metric],
+            best_mode=mode,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
+        # orbax reads every checkpoint's small files at once and gives up at the first bad one.
+        self.set_aside_at_opening: list[tuple[Path, str]] = []
+        if jax.process_index() == 0:
+            for path, reason in _unreadable(self.folder):
+                reason = f"checkpoint {path}: {reason}"
+                if read_only:
+                    raise UserError(reason)
+                self.set_aside_at_opening.append((self.set_aside(path), reason))
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._mode = mode
         self._metric = metric
 
@@ -221,6 +228,23 @@ class Checkpoints:
     def reload(self) -> None:
         """Look at the folder again, after `set_aside`."""
         self._manager.reload()
+
+
+def _unreadable(folder: Path) -> list[tuple[Path, str]]:
+    """Checkpoints whose small JSON files are damaged, and how."""
+    found = []
+    for path in sorted(folder.glob("[0-9]*")):
+        for file in (path / "_CHECKPOINT_METADATA", path / "metrics" / "metrics"):
+            try:
+                json.loads(file.read_text())
+            except FileNotFoundError:
+                if file.name != "metrics":
+                    found.append((path, f"{file.name} is missing"))
+                    break
+            except (OSError, ValueError):
+                found.append((path, f"{file.name} is damaged"))
+                break
+    return found
 
 
 def checksum(tree: PyTree) -> str:

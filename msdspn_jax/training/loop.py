@@ -89,12 +89,17 @@ class _Trainer:
             self.progress.say(message)
 
     def _restore(self, state: TrainState) -> tuple[TrainState, list[str]]:
+        messages = [
+            f"damaged, set aside in {kept}: {reason}"
+            for kept, reason in self.checkpoints.set_aside_at_opening
+        ]
         restored = self.checkpoints.read_latest(state)
         if restored is None:
+            if messages and self.leader:
+                raise UserError("no checkpoint can be read:\n  " + "\n  ".join(messages))
             if self.leader:
                 run_folder.truncate_metrics(self.folder, -1)
             return state, ["nothing to resume: starting at step 0"]
-        messages = []
         for path, reason in restored.damaged:
             if self.leader:
                 kept = self.checkpoints.set_aside(path)

@@ -117,7 +117,7 @@ def train_step(
         state.params
     )
     loss, metrics, model_state, gradient = average((loss, dict(metrics), model_state, gradient))
-    gradient_norm = optax.global_norm(gradient)
+    gradient_norm = optax.tree.norm(gradient)
     metrics = {"loss": loss} | metrics | {"gradient_norm": gradient_norm}
 
     status = LOSS_NOT_FINITE * ~jnp.isfinite(loss) + GRADIENT_NOT_FINITE * ~jnp.isfinite(

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -96,6 +99,8 @@ class Task:
     describe: dict[str, Any] = field(default_factory=dict)
 
 
+# Compiled once also where a task calls it outside jit.
+@partial(jax.jit, static_argnames=("batch_size", "size"))
 def epoch_positions(
     key: Key[Array, ""], step: Any, slots: Int[Array, " local_batch"], *, batch_size: int, size: int
 ) -> Int[Array, " local_batch"]:
@@ -106,9 +111,6 @@ def epoch_positions(
     must stay below 2³¹. Any index is computed on its own (a keyed permutation, `_permuted`),
     without building the permutation: the cost does not grow with the data set.
     """
-    import jax
-    import jax.numpy as jnp
-
     step, slots = jnp.asarray(step), jnp.asarray(slots)
     number = step * batch_size + slots
     epoch, position = number // size, number % size
@@ -122,9 +124,6 @@ def _permuted(key: Key[Array, ""], position: Int[Array, ""], size: int) -> Int[A
     A four-round Feistel network permutes the next power of four; walking its cycle until the
     value falls below ``size`` makes it a permutation of ``range(size)``.
     """
-    import jax
-    import jax.numpy as jnp
-
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = jnp.uint32((1 << half) - 1)
     round_keys = jax.random.bits(key, (4,), jnp.uint32)
