@@ -295,7 +295,8 @@ def model_equivariance(
 
 def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: int = 6) -> None:
     """Draw validation multisets with the predicted numbers in them; wrong elements are crossed."""
-    import matplotlib.pyplot as plt
+    import matplotlib
+    from matplotlib.figure import Figure
 
     # A row of at most 16 elements stays readable.
     shown = min(config.set_size, 16)
@@ -310,8 +311,9 @@ def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: in
     expected = jnp.take_along_axis(batch.targets.argmax(-1), assignment, axis=1)
     number, classes = np.asarray(prediction.argmax(-1)), np.asarray(batch.inputs.argmax(-1))
     right = number == np.asarray(expected)
-    figure, axes = plt.subplots(figsize=(0.45 * shown + 1.5, 0.5 * num_sets + 0.6))
-    colors = plt.get_cmap("tab10")
+    figure = Figure(figsize=(0.45 * shown + 1.5, 0.5 * num_sets + 0.6))
+    axes = figure.add_subplot()
+    colors = matplotlib.colormaps["tab10"]
     for row in range(num_sets):
         for column in range(shown):
             place = (column, num_sets - row)
@@ -329,4 +331,3 @@ def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: in
     axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
