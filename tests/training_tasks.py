@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from dataclasses import dataclass
 
 import jax
@@ -36,8 +37,8 @@ class Config(TrainConfig):
     """… in its gradient alone."""
     explode: bool = False
     """Report an inner energy of 1e9 at the bad step."""
-    sleep: float = 0.0
-    """Seconds that an evaluation takes."""
+    delay: float = 0.0
+    """Seconds that a step's data take (needs host_data)."""
 
 
 def build(config: Config) -> Task:
@@ -53,6 +54,7 @@ def build(config: Config) -> Task:
     def sample(key, step, slots):
         indices = epoch_positions(key, step, slots, batch_size=config.batch_size, size=50)
         if config.host_data:
+            time.sleep(config.delay)
             indices = np.asarray(indices)
             return data[indices], target[indices], np.full(len(slots), step)
         return jnp.asarray(data)[indices], jnp.asarray(target)[indices], jnp.full(len(slots), step)
@@ -80,10 +82,6 @@ def build(config: Config) -> Task:
         return value, (metrics, state)
 
     def evaluate(variables, split, key):
-        if config.sleep:
-            import time
-
-            time.sleep(config.sleep)
         w = np.asarray(variables["params"]["w"])
         b = np.asarray(variables["params"]["b"])
         return {"loss": float(np.mean((data @ w + b - target) ** 2))}

@@ -126,11 +126,11 @@ class Progress:
 
     def __init__(self, config: TrainConfig, *, first_step: int, silent: bool = False):
         self.config = config
-        self._silent = silent or not config.progress
+        self._silent = silent
         self._start = (time.monotonic(), first_step)
         self._last_line = time.monotonic()
         self._bar = None
-        if not self._silent and sys.stderr.isatty():
+        if config.progress and not silent and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
@@ -165,7 +165,7 @@ class Progress:
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show where training is; ``values`` as in a metrics line."""
-        if self._silent:
+        if self._silent or not self.config.progress:
             return
         shown, rate = _shown(values), f"{self.rate(step):.3g} steps/s" if self.rate(step) else ""
         if self._bar is not None:
@@ -180,7 +180,7 @@ class Progress:
             )
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """A line that stays, without --progress too: something the user must know."""
         if self._silent:
             return
         if self._bar is not None:
@@ -190,7 +190,8 @@ class Progress:
 
     def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
         """A line about an evaluation."""
-        self.say(f"step {step}/{self.config.steps}  {split}: {_shown(values)}")
+        if self.config.progress:
+            self.say(f"step {step}/{self.config.steps}  {split}: {_shown(values)}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -9,7 +9,7 @@ length executes the same program and gives the same bits.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,12 +47,22 @@ class Chunk(NamedTuple):
 class StepRunner:
     """Compiles and runs the steps of a task on the devices that the configuration asks for."""
 
-    def __init__(self, task: Task, config: TrainConfig):
+    def __init__(self, task: Task, config: TrainConfig, devices: Sequence[Any] | None = None):
+        """Prepare; nothing is compiled before the first step.
+
+        Args:
+          task: what to train.
+          config: ``parallel``, ``batch_size``, ``replicates`` and so on.
+          devices: which to use, unless ``parallel`` is "none". Default: all.
+        """
         self.task, self.config = task, config
         self.mode = config.parallel
         if jax.process_count() > 1 and self.mode == "none":
             self.mode = "shard-map"
-        self.devices = [jax.local_devices()[0]] if self.mode == "none" else jax.devices()
+        if self.mode == "none":
+            self.devices = [jax.local_devices()[0]]
+        else:
+            self.devices = list(devices or jax.devices())
         if config.batch_size % len(self.devices):
             raise UserError(
                 f"--batch-size {config.batch_size} cannot be shared equally by"
@@ -77,7 +87,7 @@ class StepRunner:
         if self.mode == "none":
             return jax.device_put(state, self.devices[0])
         if self.mode == "pmap":
-            local = jax.local_device_count()
+            local = sum(d.process_index == jax.process_index() for d in self.devices)
             return jax.tree.map(lambda x: np.broadcast_to(x, (local, *np.shape(x))), state)
         return jax.device_put(state, NamedSharding(self.mesh, P()))
 

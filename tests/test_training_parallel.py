@@ -1,0 +1,170 @@
+"""Many devices and many processes give the numbers of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import numpy as np
+import training_tasks
+from training_tasks import Config
+
+from msdspn_jax.training import loop, run
+from msdspn_jax.training.checkpoints import Checkpoints
+
+training_tasks.register()
+HERE = Path(__file__).parent
+
+
+def environment(devices: int = 1, flags: str = "") -> dict[str, str]:
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {flags}",
+        "JAX_PLATFORMS": "cpu",
+        "MSDSPN_COMPILATION_CACHE": "off",
+    }
+
+
+MANY_DEVICES = """
+import sys, json
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np, training_tasks
+from training_tasks import Config
+from msdspn_jax.training.parallel import StepRunner
+
+def after_20_steps(devices, **flags):
+    config = Config(batch_norm=True, **flags)
+    runner = StepRunner(training_tasks.build(config), config, jax.devices()[:devices])
+    state = runner.place(runner.init())
+    step = 0
+    for count in (3, 17):
+        chunk = runner.run(state, step, count, runner.load(step, count))
+        state, step = chunk.state, step + count
+    state = runner.fetch(state)
+    return state.params, state.model_state, chunk.metrics["loss"] / 10
+
+def difference(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+assert jax.device_count() == 4
+one = after_20_steps(1)
+found = {"moved": difference(one[0], after_20_steps(1, seed=1)[0])}
+for devices in (2, 4):
+    for parallel in ("shard-map", "pmap"):
+        found[f"{parallel} {devices}"] = difference(one, after_20_steps(devices, parallel=parallel))
+found["host data"] = difference(one, after_20_steps(4, parallel="shard-map", host_data=True))
+found["host data, pmap"] = difference(one, after_20_steps(2, parallel="pmap", host_data=True))
+seeds = after_20_steps(1, replicates=2)
+found["replicates"] = difference(seeds, after_20_steps(2, parallel="shard-map", replicates=2))
+print(json.dumps(found))
+"""
+
+
+def test_two_and_four_devices_equal_one():
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_DEVICES, str(HERE)],
+        # Seven programs to compile: quickly, here, rather than well.
+        env=environment(4, "--xla_backend_optimization_level=0"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found.pop("moved") > 1e-2
+    assert len(found) == 7
+    for how, difference in found.items():
+        assert difference < 1e-6, how
+
+
+def start(folder: Path, process: int, port: int, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, str(HERE / "training_tasks.py"), "train", "toy"]
+    command += ["--run-dir", str(folder), "--coordinator", f"localhost:{port}"]
+    command += ["--num-processes", "2", "--process-id", str(process), *flags]
+    return subprocess.Popen(
+        command,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def final_state(folder: Path):
+    config = Config(run_dir=str(folder), batch_norm=True)
+    like = loop.StepRunner(training_tasks.build(config), config).init()
+    restored = Checkpoints(folder / "checkpoints", read_only=True).read_latest(like)
+    assert restored is not None
+    return restored.state
+
+
+def test_two_processes_equal_one(tmp_path):
+    port = free_port()
+    flags = ["--batch-norm"]
+    both = [start(tmp_path / "two", i, port, *flags) for i in (0, 1)]
+    for process in both:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, (out + err)[-3000:]
+    config = Config(run_dir=str(tmp_path / "one"), batch_norm=True)
+    one = loop.train(training_tasks.build(config), config)
+    chex.assert_trees_all_close(final_state(tmp_path / "two"), one.state, atol=1e-6)
+    assert run.read_record(tmp_path / "two")["num_processes"] == 2
+    # Process 0 alone writes the logs.
+    lines = [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "two")]
+    assert lines == [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "one")]
+
+
+def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path):
+    port, folder = free_port(), tmp_path / "run"
+    flags = ["--batch-norm", "--host-data", "--delay", "0.05", "--steps", "400"]
+    flags += ["--heartbeat-timeout", "10", "--log-every", "1", "--steps-per-dispatch", "2"]
+    first, second = (start(folder, i, port, *flags) for i in (0, 1))
+    try:
+        wait_for_step(folder, 12, first)
+        second.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, err = first.communicate(timeout=90)
+        assert time.monotonic() - killed < 60
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 2, err[-3000:]
+    assert "another process is gone" in err
+    assert "Start all processes again with --resume" in err
+    assert "Traceback" not in err
+    saved = Checkpoints(folder / "checkpoints", read_only=True).steps()
+    assert saved
+    assert saved[-1] >= 10
+    config = Config(
+        run_dir=str(folder), batch_norm=True, host_data=True, delay=0.05, steps=400, resume=True
+    )
+    config = Config(**{**config.to_dict(), "delay": 0.0, "steps": 30, "allow_config_change": True})
+    resumed = loop.train(training_tasks.build(config), config)
+    assert int(resumed.state.step) == 30
+    assert np.isfinite(resumed.metrics["loss"])
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Until a line of metrics.jsonl has at least this step."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        lines = run.read_metrics(folder)
+        if lines and lines[-1]["step"] >= step:
+            return
+        if process.poll() is not None:
+            raise AssertionError("ended early: " + process.communicate()[1][-3000:])
+        time.sleep(0.05)
+    raise AssertionError(f"did not reach step {step}")
