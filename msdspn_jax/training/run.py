@@ -179,6 +179,14 @@ def truncate_metrics(folder: Path, step: int) -> None:
     write_atomically(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
+def append_metrics(folder: Path, step: int, split: str, values: dict[str, float]) -> None:
+    """Add a line to metrics.jsonl; an older one of the same step and split is replaced."""
+    lines = [x for x in read_metrics(folder) if (x["step"], x["split"]) != (step, split)]
+    lines.append({"step": step, "split": split} | values)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(folder / "metrics.jsonl", text)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that it is whole or as before."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
