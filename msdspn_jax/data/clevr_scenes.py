@@ -8,6 +8,7 @@ of objects, and so it does when an object shows fewer than 200 pixels of the 480
 and lamps are jittered once, before the objects.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -97,7 +98,7 @@ def scene_bodies(scene: Scene) -> geometry.Bodies:
 
 
 def _place_objects(key, count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
-    """Places [10, 2] and sizes [10] by the generator's law; one round draws one object's 50 tries."""
+    """Places [10, 2] and sizes [10] by the generator's law; a round draws an object's 50 tries."""
 
     def start(key):
         return key, jnp.int32(0), jnp.zeros((MAX_OBJECTS, 2)), jnp.zeros(MAX_OBJECTS, jnp.int32)
@@ -170,19 +171,29 @@ def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) ->
     Args:
         key: JAX random key.
         batch: number of scenes.
-        group: how many scenes are drawn side by side. A group waits for its slowest member, so
-            that 1 is best on a CPU and a large number on an accelerator; None chooses.
+        group: see :func:`sample_scenes_from_keys`.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    keys = jax.random.split(key, batch)
+    return sample_scenes_from_keys(jax.random.split(key, batch), group=group)
+
+
+@functools.partial(jax.jit, static_argnames=("group",))
+def sample_scenes_from_keys(keys: PRNGKeyArray, *, group: int | None = None) -> Scene:
+    """Draw one scene for each key, by the generator's rules.
+
+    Args:
+        keys: random keys [batch].
+        group: how many scenes are drawn side by side. A group waits for its slowest member, so
+            that 1 is best on a CPU and a large number on an accelerator; None chooses.
+    """
     if group is None:
         group = 1 if jax.default_backend() == "cpu" else 128
     return lax_map(sample_scene, keys, group)
 
 
 def lax_map(function, xs, group: int):
-    """``jax.lax.map`` by groups; a group of one is not vectorised, so that its loops stay scalar."""
+    """``jax.lax.map`` by groups; a group of one is not vectorised: its loops stay scalar."""
     return jax.lax.map(function, xs, batch_size=group if group > 1 else None)
 
 
