@@ -91,7 +91,7 @@ def _matched(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
     """Digits as points, one row of sets for each name: ``{"target": …, "iDSPN": …}``.
 
-    An element's place is its (x, y), its size and colour its intensity; the less present, the
+    An element's place is its (x, y) as in `data.digits`, its size and colour its intensity; the less present, the
     fainter.
     """
     count = max(len(sets) for sets in rows.values())
@@ -122,7 +122,7 @@ def _digit(axes: Axes, elements: Float[np.ndarray, "n 4"]) -> None:
         alpha=np.clip(presence[shown], 0, 1),
         linewidths=0,
     )
-    axes.set(xlim=(-0.12, 1.12), ylim=(1.12, -0.12), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlim=(-2.15, 2.15), ylim=(2.15, -2.15), aspect="equal", xticks=[], yticks=[])
     axes.set_facecolor(NIGHT)
     axes.spines[:].set_visible(False)
 
@@ -268,12 +268,14 @@ def _grid(figure: Figure, rows: int, columns: int) -> list[Axes]:
 def _log_if_positive(axes: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     if len(finite) and finite.min() > 0:
-        from matplotlib.ticker import LogFormatter, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         axes.set_yscale("log")
         # Within one decade the minor ticks are the only ones: label them, plainly.
         narrow = finite.max() < 10 * finite.min()
-        plain = LogFormatter(minor_thresholds=(2, 1) if narrow else (1, 0.4))
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        if narrow:
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(plain)
         axes.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
 

@@ -19,8 +19,9 @@ class PointSets(NamedTuple):
     """Digits as padded point sets.
 
     Attributes:
-      sets: [images, n, 4], float32: x and y of a pixel (0 … 1, y downwards), its intensity
-        (0 … 1) and presence (1). Absent elements are all zero and come last.
+      sets: [images, n, 4], float32: x and y of a pixel (−1.75 … 1.75 from the centre, y downwards:
+        about unit variance), its intensity (0 … 1) and presence (1). Absent elements are all zero
+        and come last.
       labels: which digit it is.
     """
 
@@ -46,9 +47,13 @@ def load_point_sets(*, min_intensity: int = 5) -> PointSets:
     sets = np.zeros((len(images), n, 4), np.float32)
     for target, image, mask in zip(sets, images, bright, strict=True):
         y, x = np.nonzero(mask)
-        elements = (x / (PIXELS - 1), y / (PIXELS - 1), image[mask] / 16, np.ones(len(x)))
+        elements = (_coordinate(x), _coordinate(y), image[mask] / 16, np.ones(len(x)))
         target[: len(x)] = np.stack(elements, axis=-1)
     return PointSets(sets, digits.target.astype(np.int32))
+
+
+def _coordinate(pixel: np.ndarray) -> np.ndarray:
+    return (pixel - (PIXELS - 1) / 2) / 2
 
 
 def split_indices(seed: int) -> dict[str, Int[np.ndarray, " images"]]:
