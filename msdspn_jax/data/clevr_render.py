@@ -86,17 +86,9 @@ def _lights(scene: Scene) -> Lights:
     return Lights(places, axes)
 
 
-_SUN_FRAME = tuple(
-    tuple(float(x) for x in v)
-    for v in (
-        np.cross([0, 0, 1.0], SUN_DIRECTION) / np.linalg.norm(np.cross([0, 0, 1.0], SUN_DIRECTION)),
-        np.cross(
-            SUN_DIRECTION,
-            np.cross([0, 0, 1.0], SUN_DIRECTION)
-            / np.linalg.norm(np.cross([0, 0, 1.0], SUN_DIRECTION)),
-        ),
-    )
-)
+_SUN_ACROSS = np.array([-SUN_DIRECTION[1], SUN_DIRECTION[0], 0.0])
+_SUN_ACROSS /= np.linalg.norm(_SUN_ACROSS)
+_SUN_UP = np.cross(SUN_DIRECTION, _SUN_ACROSS)
 
 
 def _offsets(sub_sample, grid: int):
@@ -119,7 +111,7 @@ def _visibility(bodies: Bodies, lights: Lights, p: Vec, offsets, skip=None):
     r = 1.7 * float(np.tan(SUN_HALF_ANGLE))
     sun = add(
         SUN_DIRECTION,  # type: ignore
-        add(scale(_SUN_FRAME[0], ox * r), scale(_SUN_FRAME[1], oy * r)),
+        add(scale(_three(_SUN_ACROSS.tolist()), ox * r), scale(_three(_SUN_UP.tolist()), oy * r)),
     )
     bits = blocked(bodies, p, targets, [sun], skip=skip)
     return [1.0 - ((bits >> k) & 1).astype(jnp.float32) for k in range(4)]
@@ -253,6 +245,11 @@ def _body_point(attributes, p: Vec):
     return n, normalise(tangent), q
 
 
+def _three(values) -> Vec:
+    x, y, z = values
+    return x, y, z
+
+
 def _ambient_body(n: Vec, q: Vec) -> Vec:
     """Irradiance off the ground onto a body."""
     e = np.pi * 0.2 * 0.5 * (1 - n[2])
@@ -321,7 +318,7 @@ def _environment(
     t = jnp.where(hit, t, jnp.where(met, tg, 1.0))
     q = add(p, scale(direction, t))
     attributes = _lookup(table, jnp.maximum(index, 0))
-    n, tangent, _ = _body_point(attributes, q)
+    n, _, _ = _body_point(attributes, q)
     n = where(hit, n, ground_normal(q[0], q[1]))
     if shadows:
         visible = _visibility(bodies, lights, q, offsets, skip=jnp.where(hit, index, -1))
@@ -329,15 +326,14 @@ def _environment(
         visible = (ROUGH_LIT,) * 4
     e = _direct_diffuse(lights, q, n, visible)
     ambient = where(hit, _ambient_body(n, q), _ambient_ground(q))
-    albedo = where(hit, tuple(attributes[7:10]), (GROUND_ALBEDO,) * 3)  # type: ignore
+    albedo = where(hit, _three(attributes[7:10]), _three([GROUND_ALBEDO] * 3))
     diffuse = tuple(a * (x + y) / np.pi for a, x, y in zip(albedo, e, ambient, strict=True))
+    # A metal seen in a metal: its rough lobe as if diffuse, its sharp one as the plain ground.
     metal = hit & (attributes[6] > 0.5)
-    view = scale(direction, -1.0)
-    specular = _metal_direct(lights, q, n, tangent, view, visible, 1e-3)
-    mirrored = add(direction, scale(n, -2 * dot(direction, n)))
-    sky = 0.2 * jnp.clip(0.5 - 2 * mirrored[2], 0.0, 1.0)
-    specular = tuple(a * (s + sky) for a, s in zip(albedo, specular, strict=True))
-    result = where(metal, specular, diffuse)  # type: ignore
+    mirrored_z = direction[2] - 2 * dot(direction, n) * n[2]
+    ground = 0.2 * jnp.clip(0.5 - 2 * mirrored_z, 0.0, 1.0)
+    specular = tuple(a * (0.4 / np.pi * x + ground) for a, x in zip(albedo, e, strict=True))
+    result = where(metal, _three(specular), _three(diffuse))
     return where(hit | met, result, (0.0,) * 3)
 
 
@@ -357,7 +353,7 @@ def _shade_bodies(
     attributes = _lookup(table, index)
     n, tangent, q = _body_point(attributes, p)
     view = scale(direction, -1.0)
-    albedo = tuple(attributes[7:10])
+    albedo = _three(attributes[7:10])
     visible = _visibility(bodies, lights, p, offsets, skip=index)
     if material == 0:
         return _rubber(lights, p, n, view, albedo, visible, _ambient_body(n, q))

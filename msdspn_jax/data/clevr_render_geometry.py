@@ -10,13 +10,14 @@ signed distance finds the rounded surface. The signed distance of a convex body 
 ray, so that Newton from outside never overshoots, and a slope that turns positive is a miss.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Vec = tuple[jax.Array, jax.Array, jax.Array]
+Vec = tuple[Any, Any, Any]
+"""x, y and z: arrays (or numbers) that broadcast."""
 
 MAX_OBJECTS = 10
 SPHERE, CUBE, CYLINDER = 0, 1, 2
@@ -117,7 +118,8 @@ def normalise(a: Vec) -> Vec:
 
 
 def where(condition, a: Vec, b: Vec) -> Vec:
-    return tuple(jnp.where(condition, x, y) for x, y in zip(a, b, strict=True))  # type: ignore
+    x, y, z = (jnp.where(condition, p, q) for p, q in zip(a, b, strict=True))
+    return x, y, z
 
 
 def unstack(a: Float[Array, "*batch 3"]) -> Vec:

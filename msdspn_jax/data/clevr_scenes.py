@@ -131,10 +131,12 @@ def sample_scene(key: PRNGKeyArray) -> Scene:
     count_key, camera_key, lamp_key, key = jax.random.split(key, 4)
     count = jax.random.randint(count_key, (), MIN_OBJECTS, MAX_OBJECTS + 1)
     present = jnp.arange(MAX_OBJECTS) < count
-    camera = CAMERA + jax.random.uniform(
+    camera = jnp.asarray(CAMERA) + jax.random.uniform(
         camera_key, (3,), minval=-CAMERA_JITTER, maxval=CAMERA_JITTER
     )
-    lamps = LAMPS + jax.random.uniform(lamp_key, (3, 3), minval=-LAMP_JITTER, maxval=LAMP_JITTER)
+    lamps = jnp.asarray(LAMPS) + jax.random.uniform(
+        lamp_key, (3, 3), minval=-LAMP_JITTER, maxval=LAMP_JITTER
+    )
 
     def attempt(state):
         key, _ = state
@@ -216,7 +218,8 @@ def visible_pixels(scene: Scene, stride: int = 1) -> Int[Array, "10"]:
     offset = stride // 2
     u = jnp.arange(offset, REFERENCE_WIDTH, stride) + 0.5
     v = jnp.arange(offset, REFERENCE_HEIGHT, stride) + 0.5
-    return _count(scene_bodies(scene), scene.camera, *jnp.meshgrid(u, v))
+    grid_u, grid_v = jnp.meshgrid(u, v)
+    return _count(scene_bodies(scene), scene.camera, grid_u, grid_v)
 
 
 def all_visible(scene: Scene) -> Bool[Array, ""]:
@@ -240,8 +243,10 @@ def all_visible(scene: Scene) -> Bool[Array, ""]:
 
 def scene_objects(scene: Scene) -> Float[Array, "*batch 10 19"]:
     """The objects in the layout that models predict (see :mod:`msdspn_jax.data.clevr`)."""
-    return encode_features(
-        scene.positions, scene.material, scene.color, scene.shape, scene.size, scene.present
+    return jnp.asarray(
+        encode_features(
+            scene.positions, scene.material, scene.color, scene.shape, scene.size, scene.present
+        )
     )
 
 
@@ -251,19 +256,23 @@ def mean_scene_setting() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3
 
 
 def scene_from_entry(entry: Any, where: str = "scene") -> Scene:
-    """Read one entry of a CLEVR scenes file into NumPy arrays.
+    """Read one entry of a scenes file, as ``json.load`` gives it; see :func:`scene_arrays`."""
+    return scene_arrays(parse_scene(entry, where), where)
+
+
+def scene_arrays(parsed: ClevrScene, where: str = "scene") -> Scene:
+    """A parsed scene as NumPy arrays that can be rendered.
 
     Camera and lamps are those the entry records; where it records none, as in the published files,
     the generator's mean ones.
 
     Args:
-        entry: what ``json.load`` made of it.
+        parsed: one scene of :func:`msdspn_jax.data.clevr_files.read_scenes`.
         where: file and entry, for messages.
 
     Raises:
         UserError: names the entry and the field that cannot be rendered.
     """
-    parsed = parse_scene(entry, where)
     objects = parsed.objects
     names = {"shape": SHAPES, "size": SIZES, "material": MATERIALS, "color": COLORS}
     index = {
@@ -294,12 +303,12 @@ def scene_from_entry(entry: Any, where: str = "scene") -> Scene:
             raise UserError(f"{where}.lights: expected {', '.join(LAMP_NAMES)}; {missing} missing")
         lamps = np.stack([_place(lights[n], f"{where}.lights.{n}") for n in LAMP_NAMES])
     return Scene(
-        positions=positions,  # type: ignore[arg-type]
+        positions=positions,  # type: ignore
         **index,
         rotation=_padded([o.rotation or 0.0 for o in objects], np.float32),
         present=_padded([True for _ in objects], np.bool_),
-        camera=camera,  # type: ignore[arg-type]
-        lamps=lamps,  # type: ignore[arg-type]
+        camera=camera,  # type: ignore
+        lamps=lamps,  # type: ignore
     )
 
 
@@ -355,20 +364,24 @@ def scene_entry(scene: Scene, image_index: int, split: str = "procedural") -> di
         "split": split,
         "directions": directions(),
         "relationships": relationships(np.asarray(scene.positions[:count])),
-        "camera": _tracking_entry(np.asarray(scene.camera))
-        | {
-            "lens_mm": 35.0,
-            "sensor_width_mm": 32.0,
-            "width": REFERENCE_WIDTH,
-            "height": REFERENCE_HEIGHT,
-        },
-        "lights": {
-            name: {"type": "AREA"} | _tracking_entry(np.asarray(scene.lamps[i]))
-            for i, name in enumerate(LAMP_NAMES)
-        },
-    }
+    } | setting_entry(scene)
     name = f"CLEVR_{split}_{image_index:06d}.png"
     return scene_to_json(ClevrScene(name, objects, image_index, extra))
+
+
+def setting_entry(scene: Scene) -> dict[str, Any]:
+    """Camera and lamps of one scene as the fields ``camera`` and ``lights`` of its entry."""
+    camera = _tracking_entry(np.asarray(scene.camera)) | {
+        "lens_mm": 35.0,
+        "sensor_width_mm": 32.0,
+        "width": REFERENCE_WIDTH,
+        "height": REFERENCE_HEIGHT,
+    }
+    lamps = np.asarray(scene.lamps)
+    lights = {
+        name: {"type": "AREA"} | _tracking_entry(lamps[i]) for i, name in enumerate(LAMP_NAMES)
+    }
+    return {"camera": camera, "lights": lights}
 
 
 def _tracking_entry(location: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""``msdspn render``: CLEVR-like scenes as PNG files and a scenes file."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from msdspn_jax.errors import UserError
+
+_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Render:
+    """Render scenes of a file, or fresh ones drawn by the generator's rules.
+
+    Writes OUT/images/SPLIT/*.png and OUT/scenes/CLEVR_SPLIT_scenes.json, the layout of CLEVR_v1.0,
+    which `msdspn data clevr --source OUT` reads.
+    """
+
+    out: Path
+    """Folder to write to."""
+    scenes: Path | None = None
+    """A scenes file to render. Camera and lamps are those it records, or else the mean ones."""
+    seed: int | None = None
+    """Draw fresh scenes from this seed; scene i does not depend on how many are drawn."""
+    num: int | None = None
+    """How many fresh scenes; of a scenes file, only the first so many."""
+    size: int = 128
+    """Side of the square images, pixels."""
+    full: bool = False
+    """Render the unsquashed 480x320 image instead."""
+    quality: str = "default"
+    """fast, default or high: 1, 4 or 16 samples a pixel."""
+    split: str = "train"
+    """Name of the split in folder and file names."""
+    overwrite: bool = False
+    """Replace a scenes file that is already there."""
+
+    def run(self) -> int:
+        """Check the flags, render, write."""
+        from msdspn_jax.data.clevr_render import QUALITIES
+
+        if (self.scenes is None) == (self.seed is None):
+            raise UserError("give either --scenes FILE or --seed S (with --num N)")
+        if self.seed is not None and self.num is None:
+            raise UserError("--seed needs --num, the number of scenes")
+        if self.num is not None and self.num < 1:
+            raise UserError(f"--num must be at least 1, got {self.num}")
+        if not 1 <= self.size <= 4096:
+            raise UserError(f"--size must be between 1 and 4096, got {self.size}")
+        if self.quality not in QUALITIES:
+            raise UserError(
+                f"--quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}"
+            )
+        if not self.split.isidentifier():
+            raise UserError(f"--split must be a plain word, got {self.split!r}")
+        scenes_file = self.out / "scenes" / f"CLEVR_{self.split}_scenes.json"
+        if scenes_file.exists() and not self.overwrite:
+            raise UserError(f"{scenes_file} exists; give --overwrite to replace it")
+        batches = self._from_file() if self.scenes is not None else self._drawn()
+        image_folder = self.out / "images" / self.split
+        try:
+            image_folder.mkdir(parents=True, exist_ok=True)
+            scenes_file.parent.mkdir(parents=True, exist_ok=True)
+            entries = self._write(batches, image_folder)
+            info = {"split": self.split, "license": "", "version": "msdspn_jax", "date": ""}
+            partial = scenes_file.with_suffix(".partial")
+            partial.write_text(json.dumps({"info": info, "scenes": entries}))
+            os.replace(partial, scenes_file)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.out}: {error}") from error
+        print(f"{len(entries)} images in {image_folder}, scenes in {scenes_file}")
+        return 0
+
+    def _write(self, batches: "Iterator[tuple[int, Any, list]]", folder: Path) -> list:
+        import jax
+        import numpy as np
+        from PIL import Image
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        from msdspn_jax.data.clevr_render import render
+
+        size = (320, 480) if self.full else self.size
+        entries = []
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            task = progress.add_task("rendering", total=None)
+            for total, scenes, batch in batches:
+                progress.update(task, total=total)
+                # The last batch is filled up, so that one compiled program serves all.
+                rows = np.minimum(np.arange(min(_BATCH, total)), len(batch) - 1)
+                padded = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], scenes)
+                images = np.asarray(render(padded, size, quality=self.quality))
+                for image, entry in zip(images, batch, strict=False):
+                    Image.fromarray(image).save(folder / entry["image_filename"])
+                    progress.advance(task)
+                entries += batch
+        return entries
+
+    def _from_file(self) -> Iterator[tuple[int, Any, list]]:
+        from msdspn_jax.data.clevr import scene_to_json
+        from msdspn_jax.data.clevr_files import read_scenes
+        from msdspn_jax.data.clevr_scenes import scene_arrays, setting_entry, stack_scenes
+
+        parsed = read_scenes(self.scenes)[: self.num]  # type: ignore[arg-type]
+        if not parsed:
+            raise UserError(f"{self.scenes}: no scenes to render")
+        # All of them, before the first image is written: a bad entry is told at once.
+        arrays = [scene_arrays(p, f"{self.scenes}: scenes[{i}]") for i, p in enumerate(parsed)]
+        for p in parsed:
+            if not p.image_filename.endswith(".png"):
+                raise UserError(f"{self.scenes}: expected *.png names, got {p.image_filename!r}")
+        for start in range(0, len(parsed), _BATCH):
+            group = arrays[start : start + _BATCH]
+            entries = [
+                {"split": self.split, **setting_entry(array), **scene_to_json(p)}
+                for p, array in zip(parsed[start : start + _BATCH], group, strict=True)
+            ]
+            yield len(parsed), stack_scenes(group), entries
+
+    def _drawn(self) -> Iterator[tuple[int, Any, list]]:
+        import jax
+        import jax.numpy as jnp
+
+        from msdspn_jax.data.clevr_scenes import sample_scenes_from_keys, scene_entry
+
+        assert self.num is not None
+        assert self.seed is not None
+        width = min(_BATCH, self.num)
+        root = jax.random.key(self.seed)
+        for start in range(0, self.num, width):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(root, start + jnp.arange(width))
+            scenes = jax.device_get(sample_scenes_from_keys(keys))
+            count = min(width, self.num - start)
+            entries = [
+                scene_entry(jax.tree.map(lambda x, i=i: x[i], scenes), start + i, self.split)
+                for i in range(count)
+            ]
+            yield self.num, scenes, entries
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    return tyro.cli(Render, args=argv, prog="msdspn render", description=Render.__doc__).run()
