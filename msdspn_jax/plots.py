@@ -91,8 +91,8 @@ def _matched(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
     """Digits as points, one row of sets for each name: ``{"target": …, "iDSPN": …}``.
 
-    An element's place is its (x, y) as in `data.digits`, its size and colour its intensity; the less present, the
-    fainter.
+    An element's place is its (x, y) as in `data.digits`, its size and colour its intensity; the
+    less present, the fainter.
     """
     count = max(len(sets) for sets in rows.values())
     figure = _figure(1.15 * count + 0.55, 1.2 * len(rows) + 0.05)

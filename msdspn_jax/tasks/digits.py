@@ -33,6 +33,8 @@ class Config(AutoencoderConfig):
     """Width of the set encoders' hidden layer."""
     latent_dim: int = 128
     """Width of the latent vector."""
+    inner_learning_rate: float = 3.0
+    """Step size of the inner minimisation; at 1 the sets of 34 elements move slowly."""
     loss: Literal["chamfer", "hungarian"] = "hungarian"
     """Distance between sets: chamfer (cheap, blind to multiplicity) or hungarian (one to one)."""
     min_intensity: int = 5
