@@ -1,0 +1,88 @@
+"""``msdspn bench``: measure time and memory of a part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from msdspn_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure a part of the library on this machine.
+
+    layer: encoder and set decoder (clevr-decoder, random-8x8, random-32x32, numbering, tiny).
+    matching: optimal assignment of 128 sets (10, 32, 64). render: scenes to images. step: a whole
+    training step. Beside other libraries: see experiments/benchmarks.
+    """
+
+    part: Positional[Literal["layer", "step", "matching", "render"]]
+    """What to measure."""
+    case: str | None = None
+    """Which case; all of them if left out."""
+    json: bool = False
+    """One JSON object a case on standard output, and nothing else."""
+    repeat: int = 5
+    """Timed runs, after one that is not timed."""
+
+
+def main(argv: list[str]) -> int:
+    """Run ``msdspn bench``."""
+    import tyro
+
+    command = tyro.cli(Bench, args=argv, prog="msdspn bench")
+    cases, measure = _part(command.part)
+    if command.case is not None and cases and command.case not in cases:
+        raise UserError(f"--case: expected one of {', '.join(cases)}, got {command.case!r}.")
+    chosen = [case for case in cases if case != "tiny"] if command.case is None else [command.case]
+    for case in chosen:
+        result = measure(case, command.repeat)
+        if command.json:
+            print(json.dumps(result), flush=True)
+        else:
+            _show(result)
+    return 0
+
+
+def _part(part: str) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
+    import importlib
+
+    from msdspn_jax import benchmarks
+
+    if part == "layer":
+        return list(benchmarks.LAYER_CASES), benchmarks.bench_layer
+    if part == "matching":
+        return list(benchmarks.MATCHING_CASES), benchmarks.bench_matching
+    name = f"msdspn_jax.benchmarks_{part}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(f"bench {part} is not part of this version.") from None
+    return list(getattr(module, "CASES", [])), getattr(module, f"bench_{part}")
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result.get('case')} on {result.get('device')}", show_header=False)
+    for key, value in _flat(result):
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _flat(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key, value in result.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key} ")
+        elif key not in ("case", "device"):
+            rows.append((prefix + key, value))
+    return rows

@@ -1,0 +1,82 @@
+"""The benchmarks measure what they say, and their output can be read by a program."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from msdspn_jax import benchmarks, cli, implicit
+
+
+def run(capsys, *arguments):
+    assert cli.main(["bench", *arguments]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_layer(capsys):
+    (result,) = run(capsys, "layer", "--case", "tiny", "--json", "--repeat", "2")
+    assert result["case"] == "tiny"
+    assert result["device"]
+    for part in ("forward", "training_step"):
+        fastest, median, slowest = (result[f"{part}_seconds{end}"] for end in ("_min", "", "_max"))
+        assert 0 < fastest <= median <= slowest
+    case = benchmarks.LAYER_CASES["tiny"]
+    # Two layers, forward and back, two operations a multiplication.
+    one_step = 2 * 2 * (4 * 3 * 2 * 8 + 4 * 3 * 8 * 8)
+    assert case.step_matmul_flops == one_step
+    assert result["flops"] > case.num_steps * one_step
+    assert result["temp_bytes"] > 0
+    np.testing.assert_allclose(
+        result["floor_seconds"] * result["matmul_flops_per_second"], case.num_steps * one_step
+    )
+
+
+def test_matching(capsys):
+    (result,) = run(capsys, "matching", "--case", "tiny", "--json", "--repeat", "1")
+    assert len(result["seconds"]) == 9
+    assert all(value > 0 for value in result["seconds"].values())
+
+
+def test_human_output(capsys):
+    assert cli.main(["bench", "matching", "--case", "tiny", "--repeat", "1"]) == 0
+    assert "trained/device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("layer", "--case", "huge"), "--case: expected one of clevr-decoder"),
+        (("layer", "--case", "tiny", "--repeat", "0"), "--repeat: expected a number >= 1"),
+    ],
+)
+def test_user_errors(capsys, arguments, message):
+    assert cli.main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_kinds_of_costs():
+    """Trained predictions are matched to the element they came from, at little cost."""
+    costs = {kind: benchmarks.matching_costs(kind, 4, 6) for kind in ("trained", "random")}
+    best = {
+        kind: np.mean([c[linear_sum_assignment(c)].sum() for c in cost])
+        for kind, cost in costs.items()
+    }
+    assert best["trained"] < 0.1 * best["random"]
+
+
+def temp_bytes(gradient, num_steps):
+    case = benchmarks.LayerCase(n=8, d=8, width=64, num_steps=num_steps, batch=16)
+    layer = benchmarks.build_layer(case, gradient=gradient)
+    compiled = jax.jit(layer.training_step).lower(*layer.arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_memory_of_the_implicit_step_does_not_grow_with_inner_steps():
+    few, many = (temp_bytes(implicit.identity(), steps) for steps in (5, 80))
+    assert many <= 1.01 * few
+    # The same measurement sees the growth where there is one.
+    few, many = (temp_bytes(implicit.unrolled(), steps) for steps in (5, 80))
+    assert many > 5 * few
