@@ -187,10 +187,11 @@ def train_cell(task: str, cell: Cell, folder: Path) -> int:
 
 
 def _check_unchanged(task: str, cell: Cell, folder: Path) -> None:
+    from msdspn_jax.commands import flags
     from msdspn_jax.training.run import config_difference, read_config
 
     _, saved = read_config(folder / cell.name)
-    asked = tyro.cli(tasks.load(task).Config, args=list(cell.arguments), prog=f"msdspn grid {task}")
+    asked = flags.parse(tasks.load(task).Config, list(cell.arguments), prog=f"msdspn grid {task}")
     difference = config_difference(saved, asked)
     if difference:
         raise UserError(

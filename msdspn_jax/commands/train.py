@@ -52,10 +52,10 @@ def parse(name: str, argv: list[str]) -> Any:
 
     With ``--resume``, what is not given comes from the run folder's config.json.
     """
-    import tyro
+    from msdspn_jax.commands import flags
 
     module = tasks.load(name)
-    default: Any = tyro.MISSING_NONPROP
+    default = None
     run_dir = _value_of("--run-dir", argv)
     if "--resume" in argv and run_dir is not None and (Path(run_dir) / "config.json").exists():
         import dataclasses
@@ -69,15 +69,7 @@ def parse(name: str, argv: list[str]) -> Any:
         fields = {f.name: f.default for f in dataclasses.fields(saved)}
         fresh = {k: fields[k] for k in _ASKED_ANEW}
         default = dataclasses.replace(saved, **fresh)
-    try:
-        config = tyro.cli(
-            module.Config,
-            prog=f"msdspn train {name}",
-            args=argv,
-            default=default,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
     if config.resume and config.run_dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
     if config.run_dir is None:

@@ -55,8 +55,8 @@ class TrainConfig:
     """Run folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/, figures/.
     Default: runs/TASK-DATE-TIME."""
     resume: bool = False
-    """Go on from the newest good checkpoint in --run-dir (start anew if there is none). The other
-    flags must be those the run began with."""
+    """Go on from the newest good checkpoint in --run-dir (start anew if there is none). Flags that
+    are not given are those the run began with."""
     allow_config_change: bool = False
     """Let --resume go on although flags that change the numbers differ."""
 
