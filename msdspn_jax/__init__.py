@@ -13,6 +13,7 @@ live in submodules of their own, imported by name.
 
 from .anderson import anderson
 from .energy import Context, Energy, latent_energy
+from .equivariance import EquivarianceReport, check_equivariance, push_apart
 from .implicit import (
     FixedPoint,
     Implicit,
@@ -24,8 +25,9 @@ from .implicit import (
     parse_gradient,
     unrolled,
 )
-from .losses import chamfer_loss, hungarian_loss, pairwise_smooth_l1
-from .matching import assign
+from .losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
+from .matching import assign, matched_cost
+from .metrics import average_precision, numbering_accuracy
 from .minimise import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
 from .models.set_predictor import SetDecoder, SetPredictor, random_initial_sets, set_autoencoder
 from .pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
@@ -39,6 +41,7 @@ __all__ = [
     "DEFAULT_OPTIMIZER",
     "Context",
     "Energy",
+    "EquivarianceReport",
     "FixedPoint",
     "Implicit",
     "Minimum",
@@ -50,7 +53,9 @@ __all__ = [
     "Unrolled",
     "anderson",
     "assign",
+    "average_precision",
     "chamfer_loss",
+    "check_equivariance",
     "conjugate_gradient",
     "continuous_weight",
     "exact",
@@ -58,11 +63,15 @@ __all__ = [
     "hungarian_loss",
     "identity",
     "latent_energy",
+    "matched_cost",
     "mean_pool",
     "minimise",
     "neumann",
+    "numbering_accuracy",
+    "numbering_loss",
     "pairwise_smooth_l1",
     "parse_gradient",
+    "push_apart",
     "random_initial_sets",
     "set_autoencoder",
     "simplex",
