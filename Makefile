@@ -20,7 +20,7 @@ demo: $(VENV)/.package
 	$(BIN)/msdspn demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
