@@ -334,7 +334,7 @@ def _environment(
     ground = 0.2 * jnp.clip(0.5 - 2 * mirrored_z, 0.0, 1.0)
     specular = tuple(a * (0.4 / np.pi * x + ground) for a, x in zip(albedo, e, strict=True))
     result = where(metal, _three(specular), _three(diffuse))
-    return where(hit | met, result, (0.0,) * 3)
+    return where(hit | met, result, (0.0, 0.0, 0.0))
 
 
 def _shade_bodies(
