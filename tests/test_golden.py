@@ -1,7 +1,7 @@
 """Agreement with the authors' implementation, in float64, on every golden file.
 
-The folder is named by MSDSPN_GOLDEN (default: tests/golden). Every file found must be checked by
-some test here or in a sibling test_golden_*.py; one that is not is a failure.
+The folder is named by MSDSPN_GOLDEN (default: tests/golden). A file or a group of arrays that is
+there and not checked here is a failure.
 """
 
 import chex
@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import msdspn_jax as ms
+from msdspn_jax import losses, metrics
 
 TOLERANCE = 1e-9
 MODEL_FILES = sorted(path.name for path in golden_files.FOLDER.glob("*dspn_*.npz"))
@@ -115,6 +116,39 @@ def test_simplex():
     chex.assert_trees_all_close(output, arrays["simplex/output"], atol=TOLERANCE, rtol=0)
     (pulled,) = vjp(jnp.asarray(arrays["simplex/cotangent"]))
     chex.assert_trees_all_close(pulled, arrays["simplex/vjp"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("cost", ["l2", "ce"])
+def test_numbering(cost, jit):
+    arrays = golden_files.load(SCORE_FILE)
+
+    def score(prediction, target, classes):
+        assignment = losses.numbering_assignment(prediction, target, classes, cost=cost)
+        accuracy = ms.numbering_accuracy(prediction, target, assignment)
+        given = ms.numbering_loss(prediction, target, classes, cost=cost, assignment=assignment)
+        return ms.numbering_loss(prediction, target, classes, cost=cost), given, accuracy
+
+    names = ("prediction", "target", "input_classes")
+    inputs = [jnp.asarray(arrays[f"numbering/{name}"]) for name in names]
+    loss, given, accuracy = (jax.jit(score) if jit else score)(*inputs)
+    expected = arrays[f"numbering/loss_{cost}"]
+    chex.assert_trees_all_close(loss, expected, atol=TOLERANCE, rtol=0)
+    chex.assert_trees_all_close(given, expected, atol=TOLERANCE, rtol=0)
+    # The accuracies are stored in single precision.
+    micro, macro = (arrays[f"numbering/{name}_accuracy_{cost}"] for name in ("micro", "macro"))
+    chex.assert_trees_all_close(accuracy.micro, micro, atol=1e-7, rtol=0)
+    chex.assert_trees_all_close(accuracy.macro, macro, atol=0, rtol=0)
+
+
+def test_average_precision():
+    arrays = golden_files.load(SCORE_FILE)
+    inputs = arrays["ap/prediction"], arrays["ap/target"], arrays["ap/thresholds"]
+    np.testing.assert_array_equal(metrics.AP_THRESHOLDS, arrays["ap/thresholds"])
+    per_image = metrics.average_precision_per_image(*inputs)
+    np.testing.assert_allclose(per_image, arrays["ap/per_image"], atol=1e-7)  # stored in float32
+    dataset = ms.average_precision(*inputs, "dataset")
+    np.testing.assert_allclose(dataset, arrays["ap/dataset"], atol=TOLERANCE)
 
 
 def test_every_file_is_checked():
