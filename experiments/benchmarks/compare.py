@@ -1,0 +1,116 @@
+"""Time the layer cases in this library and its peers, in turn, and write the table.
+
+    python experiments/benchmarks/compare.py --torch-python PATH/TO/python
+
+Every peer is a process of its own that waits for its turn, so that a slow moment of the machine
+meets all of them. Processor seconds are reported beside wall-clock seconds: on a machine shared
+with others they are the steadier of the two.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+from msdspn_jax import benchmarks
+
+HERE = Path(__file__).parent
+PEERS = ("ours", "torch", "torchdeq", "jax-sort-unrolled", "jaxopt")
+CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering")
+
+
+def start(peer, case, torch_python):
+    torch = peer.startswith("torch")
+    command = [torch_python if torch else sys.executable]
+    command += [str(HERE / ("peer_torch.py" if torch else "peer_jax.py")), peer]
+    command.append(json.dumps(dataclasses.asdict(case)))
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def ask(process, what):
+    process.stdin.write(what + "\n")
+    return json.loads(process.stdout.readline())
+
+
+def measure(name, peers, repeat, torch_python):
+    case = benchmarks.LAYER_CASES[name]
+    processes = {peer: start(peer, case, torch_python) for peer in peers}
+    versions, times = {}, {}
+    try:
+        for peer, process in processes.items():
+            versions[peer] = json.loads(process.stdout.readline())["version"]
+            for what in ("forward", "step"):
+                ask(process, what)
+        for _ in range(repeat):
+            for peer, process in processes.items():
+                for what in ("forward", "step"):
+                    times.setdefault((peer, what), []).append(ask(process, what))
+    finally:
+        for process in processes.values():
+            process.kill()
+    rows = []
+    for peer in peers:
+        row = {"case": name, "peer": peer, "version": versions[peer], "repeat": repeat}
+        for what in ("forward", "step"):
+            for index, clock in enumerate(("wall", "processor")):
+                values = [pair[index] for pair in times[peer, what]]
+                row[f"{what}_{clock}_seconds"] = statistics.median(values)
+                row[f"{what}_{clock}_seconds_min"] = min(values)
+        rows.append(row | {"device": benchmarks.device_name(), "date": date.today().isoformat()})
+    return rows
+
+
+def table(rows):
+    lines = [
+        "| case | layer | forward s | training step s | processor s a step "
+        "| step, times ours (wall) | (processor) | forward, times ours (processor) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    ours = {row["case"]: row for row in rows if row["peer"] == "ours"}
+    for row in rows:
+        base = ours[row["case"]]
+
+        def ratio(key, row=row, base=base):
+            return f"{row[key] / base[key]:.2f}"
+
+        lines.append(
+            f"| {row['case']} | {row['peer']} | {row['forward_wall_seconds']:.3f} "
+            f"| {row['step_wall_seconds']:.3f} | {row['step_processor_seconds']:.3f} "
+            f"| {ratio('step_wall_seconds')} | {ratio('step_processor_seconds')} "
+            f"| {ratio('forward_processor_seconds')} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "peers.json")
+    options = parser.parse_args()
+    rows = []
+    for name in options.cases.split(","):
+        peers = [p for p in options.peers.split(",") if p != "jaxopt" or name != "numbering"]
+        rows += measure(name, peers, options.repeat, options.torch_python)
+        print(table([row for row in rows if row["case"] == name]), flush=True)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.exists():
+        kept = [
+            row
+            for row in json.loads(options.output.read_text())
+            if (row["case"], row["peer"]) not in {(r["case"], r["peer"]) for r in rows}
+        ]
+        rows = kept + rows
+    options.output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Ours, and the same layer in plain JAX (`jnp.sort`, unrolled) and with jaxopt.
+
+Run by compare.py; the protocol is that of peer_torch.py.
+"""
+
+import json
+import sys
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from msdspn_jax import benchmarks
+
+
+def encode(params, sets):
+    hidden = jax.nn.relu(sets @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    features = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+    return jnp.sum(jnp.sort(features, axis=1) * params["pool_weight"], axis=1)
+
+
+def plain(case, solver):
+    """The layer without this library, on the same parameters."""
+    project = optax.projections.projection_simplex
+    project = jax.vmap(jax.vmap(project)) if case.classes else lambda sets: sets
+
+    def energy(sets, args):
+        params, latent, start, inputs = args
+        joined = jnp.concatenate([sets, inputs], -1) if case.classes else sets
+        value = 0.5 * jnp.sum(jnp.mean((encode(params, joined) - latent) ** 2, -1))
+        if not case.classes:
+            value = value + 0.05 * jnp.sum(jnp.mean((sets - start) ** 2, (1, 2)))
+        return value
+
+    def forward(variables, inputs, keys):
+        params = variables["params"]
+        latent = encode(params["encoder"], inputs)
+        shape = (case.batch, case.n, case.d)
+        if case.classes:
+            draw = partial(jax.random.normal, shape=shape[1:])
+            start = 0.1 * jax.vmap(lambda key: draw(key))(keys)
+        else:
+            start = jnp.broadcast_to(params["decoder"]["initial_set"], shape)
+        args = (params["decoder"]["energy_encoder"], latent, start, inputs)
+        if solver == "jaxopt":
+            import jaxopt
+
+            options = {
+                "stepsize": 1.0,
+                "maxiter": case.num_steps,
+                "tol": 0.0,
+                "acceleration": False,
+                "implicit_diff": True,
+                "implicit_diff_solve": partial(jaxopt.linear_solve.solve_cg, maxiter=10),
+            }
+            return jaxopt.GradientDescent(energy, **options).run(start, args).params
+
+        def step(carry, _):
+            sets, trace = carry
+            grads = jax.grad(energy)(sets, args)
+            if case.max_grad_norm:
+                norm = jnp.sqrt(jnp.sum(grads**2, (1, 2), keepdims=True))
+                grads = grads * jnp.minimum(1, case.max_grad_norm / (norm + 1e-6))
+            trace = case.momentum * trace + grads
+            return (project(sets - grads - case.momentum * trace), trace), None
+
+        end, _ = jax.lax.scan(step, (start, jnp.zeros(shape)), None, length=case.num_steps)
+        return end[0]
+
+    return forward
+
+
+def main():
+    peer, case = sys.argv[1], benchmarks.LayerCase(**json.loads(sys.argv[2]))
+    layer = benchmarks.build_layer(case)
+    forward, training_step = layer.forward, layer.training_step
+    if peer != "ours":
+        forward = plain(case, "jaxopt" if peer == "jaxopt" else "scan")
+
+        def training_step(params, inputs, keys, cotangent):
+            return jax.grad(lambda p: jnp.sum(forward(p, inputs, keys) * cotangent))(params)
+
+    runs = {
+        "forward": (jax.jit(forward), layer.arguments[:-1]),
+        "step": (jax.jit(training_step), layer.arguments),
+    }
+    print(json.dumps({"ready": peer, "version": jax.__version__}), flush=True)
+    for line in sys.stdin:
+        function, arguments = runs[line.strip()]
+        cpu, wall = time.process_time(), time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        print(
+            json.dumps([time.perf_counter() - wall, time.process_time() - cpu]),
+            flush=True,
+        )
+
+
+main()

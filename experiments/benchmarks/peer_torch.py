@@ -1,0 +1,137 @@
+"""The same layer in plain PyTorch, and with TorchDEQ; written from the equations.
+
+Run by compare.py, with an interpreter that has torch (and torchdeq): reads "forward" or "step"
+lines,
+answers with wall-clock and processor seconds. Imports nothing of msdspn_jax.
+"""
+
+import json
+import sys
+import time
+
+import torch
+
+
+def simplex(points):
+    u = torch.sort(points, -1, descending=True).values
+    sums = u.cumsum(-1) - 1
+    k = torch.arange(1, points.shape[-1] + 1, dtype=points.dtype)
+    size = (u - sums / k > 0).sum(-1, keepdim=True)
+    return torch.relu(points - sums.gather(-1, size - 1) / size)
+
+
+def encoder(d, width, n):
+    def uniform(*shape):
+        return ((2 * torch.rand(*shape) - 1) * shape[0] ** -0.5).requires_grad_()
+
+    return {
+        "hidden": (uniform(d, width), uniform(width)),
+        "output": (uniform(width, width), uniform(width)),
+        "pool": (torch.randn(n, width) * n**-0.5).requires_grad_(),
+    }
+
+
+def encode(params, sets):
+    kernel, bias = params["hidden"]
+    hidden = torch.relu(sets @ kernel + bias)
+    kernel, bias = params["output"]
+    features = torch.sort(hidden @ kernel + bias, 1).values
+    return (features * params["pool"]).sum(1)
+
+
+class Layer:
+    def __init__(self, case, use_torchdeq=False):
+        torch.manual_seed(0)
+        self.case = case
+        n, d, width, classes = (case[k] for k in ("n", "d", "width", "classes"))
+        self.input_encoder = encoder(classes or d, width, n)
+        self.energy_encoder = encoder(d + (classes or 0), width, n)
+        self.initial = None if classes else (0.1 * torch.randn(n, d)).requires_grad_()
+        if classes:
+            index = torch.randint(classes, (case["batch"], n))
+            self.inputs = torch.nn.functional.one_hot(index, classes).float()
+        else:
+            self.inputs = torch.randn(case["batch"], n, d)
+        self.cotangent = torch.randn(case["batch"], n, d)
+        self.deq = None
+        if use_torchdeq:
+            from torchdeq import get_deq
+
+            # One-step gradient at the fixed point: the counterpart of the identity rule.
+            self.deq = get_deq(
+                f_solver="fixed_point_iter",
+                f_max_iter=case["num_steps"],
+                f_tol=0.0,
+                ift=False,
+                grad=1,
+            )
+
+    def gradient(self, sets, latent, start, create_graph):
+        joined = torch.cat([sets, self.inputs], -1) if self.case["classes"] else sets
+        residual = encode(self.energy_encoder, joined) - latent
+        energy = 0.5 * residual.square().mean(-1).sum()
+        if self.initial is not None:
+            energy = energy + 0.05 * (sets - start).square().mean((1, 2)).sum()
+        return torch.autograd.grad(energy, sets, create_graph=create_graph)[0]
+
+    def project(self, sets):
+        return simplex(sets) if self.case["classes"] else sets
+
+    def forward(self, differentiable=False):
+        case = self.case
+        latent = encode(self.input_encoder, self.inputs)
+        shape = self.cotangent.shape
+        start = 0.1 * torch.randn(shape) if case["classes"] else self.initial.expand(shape)
+        sets = self.project(start.detach())
+        if self.deq is not None:
+
+            def step(sets):
+                with torch.enable_grad():
+                    graph = sets.requires_grad
+                    point = sets if graph else sets.detach().requires_grad_()
+                    moved = self.project(
+                        point - self.gradient(point, latent, start, differentiable)
+                    )
+                return moved if differentiable else moved.detach()
+
+            return self.deq(step, sets)[0][-1]
+        momentum = torch.zeros(shape)
+        fixed = latent.detach()
+        last = sets
+        for _ in range(case["num_steps"]):
+            last = sets
+            grads = self.gradient(sets.detach().requires_grad_(), fixed, start.detach(), False)
+            if case["max_grad_norm"]:
+                norm = grads.flatten(1).norm(dim=1)[:, None, None]
+                grads = grads * torch.clamp(case["max_grad_norm"] / (norm + 1e-6), max=1)
+            momentum = case["momentum"] * momentum + grads
+            sets = self.project(sets - grads - case["momentum"] * momentum)
+        if not differentiable:
+            return sets
+        point = last.detach().requires_grad_()
+        step = self.project(point - self.gradient(point, latent, start, True))
+        return sets + step - step.detach()
+
+    def step(self):
+        parts = [self.input_encoder, self.energy_encoder]
+        params = [x for p in parts for x in (*p["hidden"], *p["output"], p["pool"])]
+        params += [] if self.initial is None else [self.initial]
+        value = (self.forward(True) * self.cotangent).sum()
+        return torch.autograd.grad(value, params, allow_unused=self.deq is not None)
+
+
+def main():
+    peer, case = sys.argv[1], json.loads(sys.argv[2])
+    layer = Layer(case, use_torchdeq=peer == "torchdeq")
+    print(json.dumps({"ready": peer, "version": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        run = layer.forward if line.strip() == "forward" else layer.step
+        cpu, wall = time.process_time(), time.perf_counter()
+        run()
+        print(
+            json.dumps([time.perf_counter() - wall, time.process_time() - cpu]),
+            flush=True,
+        )
+
+
+main()
