@@ -10,6 +10,7 @@ from skimage.metrics import structural_similarity
 
 from msdspn_jax.data import clevr, clevr_render
 from msdspn_jax.data import clevr_scenes as cs
+from msdspn_jax.data.clevr_render_geometry import project
 
 BLENDER = pathlib.Path(__file__).parent / "data" / "clevr_blender"
 ENTRIES = json.loads((BLENDER / "CLEVR_calib_scenes.json").read_text())["scenes"]
@@ -48,8 +49,6 @@ def test_centres_project_where_blender_has_them():
         assert camera is not None
         count = len(entry["objects"])
         theirs = clevr.project(camera, np.asarray(scene.positions[:count]), 128, 128)
-        from msdspn_jax.data.clevr_render_geometry import project
-
         ours = np.asarray(project(scene.camera, scene.positions))[:count, :2] * [
             128 / 480,
             128 / 320,
@@ -58,21 +57,22 @@ def test_centres_project_where_blender_has_them():
 
 
 def test_an_empty_table_is_grey_and_smooth():
-    empty = jax.tree.map(lambda x: x[:1], SCENES)
+    empty = jax.tree.map(lambda x: x[:2], SCENES)
     empty = empty._replace(present=np.zeros_like(empty.present))
-    image = np.asarray(clevr_render.render(empty, 32, quality="fast"))[0].astype(int)
-    assert 60 < image.min()
+    image = np.asarray(clevr_render.render(empty, 16, quality="fast")).astype(int)
+    assert image.min() > 60
     assert image.max() < 200
-    assert np.abs(np.diff(image, axis=0)).max() <= 8
+    assert np.abs(np.diff(image, axis=1)).max() <= 16
+    assert np.abs(image - image.mean(-1, keepdims=True)).max() < 12
 
 
 def test_procedural_batch_is_a_function_of_its_keys():
-    images, objects = clevr_render.procedural_batch(jax.random.key(1), 3, 16, quality="fast")
-    chex.assert_shape(images, (3, 16, 16, 3))
-    chex.assert_shape(objects, (3, 10, 19))
+    images, objects = clevr_render.procedural_batch(jax.random.key(1), 2, 16, quality="fast")
+    chex.assert_shape(images, (2, 16, 16, 3))
+    chex.assert_shape(objects, (2, 10, 19))
     assert images.dtype == np.uint8
-    keys = jax.random.split(jax.random.key(1), 3)
-    again = clevr_render.procedural_examples(keys[np.array([2, 1, 0])], 16, quality="fast")
+    keys = jax.random.split(jax.random.key(1), 2)
+    again = clevr_render.procedural_examples(keys[::-1], 16, quality="fast")
     chex.assert_trees_all_equal((images[::-1], objects[::-1]), again)
     assert len(clevr.decode(objects[0])) >= 3
     assert np.asarray(images).std() > 5

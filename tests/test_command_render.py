@@ -42,11 +42,11 @@ def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
     plain = tmp_path / "plain.json"
     plain.write_text(json.dumps(content))
     out = tmp_path / "out"
-    assert run("--scenes", plain, "--num", 1, "--size", 16, "--quality", "fast", "--out", out) == 0
+    assert run("--scenes", plain, "--num", 2, "--size", 16, "--quality", "fast", "--out", out) == 0
     image = Image.open(out / "images" / "train" / "CLEVR_calib_000000.png")
     assert image.size == (16, 16)
     written = json.loads((out / "scenes" / "CLEVR_train_scenes.json").read_text())["scenes"]
-    assert len(written) == 1
+    assert len(written) == 2
     assert written[0]["camera"]["location"] == pytest.approx([7.48113, -6.50764, 5.34367], abs=1e-4)
 
 

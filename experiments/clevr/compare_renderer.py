@@ -1,0 +1,75 @@
+"""Our renderer beside Blender's, scene by scene: the table and the picture of RENDERER.md.
+
+    python experiments/clevr/compare_renderer.py --folder DIR --picture sides.png
+
+DIR holds CLEVR_calib_scenes.json (with camera and lights) and images128.npz (uint8, 128x128).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from msdspn_jax.data import clevr_scenes
+from msdspn_jax.data.clevr_render import QUALITIES, render
+from msdspn_jax.data.clevr_render_geometry import project
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the references are")
+    parser.add_argument("--quality", choices=list(QUALITIES), default="default")
+    parser.add_argument("--picture", type=Path, help="PNG to write: reference, ours, difference")
+    parser.add_argument("--show", type=int, nargs="*", default=[3, 9, 30, 8, 5, 2])
+    flags = parser.parse_args()
+    entries = json.loads((flags.folder / "CLEVR_calib_scenes.json").read_text())["scenes"]
+    references = np.load(flags.folder / "images128.npz")["images"]
+    scenes = clevr_scenes.stack_scenes([clevr_scenes.scene_from_entry(e) for e in entries])
+    images = np.asarray(render(scenes, 128, quality=flags.quality))
+    places = np.asarray(project(jnp.asarray(scenes.camera), jnp.asarray(scenes.positions)))
+    counted = np.asarray(jax.jit(lambda s: jax.lax.map(clevr_scenes.visible_pixels, s))(scenes))
+    rows = []
+    print("| scene | objects | mean abs. difference | SSIM | centres, px | visible pixels, % |")
+    print("|---|---|---|---|---|---|")
+    for i, entry in enumerate(entries):
+        n = len(entry["objects"])
+        difference = np.abs(images[i] / 255 - references[i] / 255).mean()
+        similarity = structural_similarity(
+            images[i] / 255, references[i] / 255, channel_axis=2, data_range=1.0
+        )
+        # The generator cuts its coordinates down to whole pixels of 480x320.
+        theirs = np.array([o["pixel_coords"][:2] for o in entry["objects"]]) + 0.5
+        centres = np.abs((places[i, :n, :2] - theirs) * [128 / 480, 128 / 320]).max()
+        pixels = np.array([o["visible_pixels"] for o in entry["objects"]])
+        seen = 100 * np.abs(counted[i, :n] / pixels - 1).max()
+        rows.append((difference, similarity, centres, seen))
+        index = entry["image_index"]
+        print(
+            f"| {index} | {n} | {difference:.4f} | {similarity:.4f} | {centres:.2f} | {seen:.1f} |"
+        )
+    table = np.array(rows)
+    for name, part in (
+        ("mean", table),
+        ("mean, even scenes (fitted on)", table[::2]),
+        ("mean, odd scenes (held out)", table[1::2]),
+    ):
+        a, b, c, d = part.mean(0)
+        print(f"| **{name}** | | **{a:.4f}** | **{b:.4f}** | {c:.2f} | {d:.1f} |")
+    a, b, c, d = table[:, 0].max(), table[:, 1].min(), table[:, 2].max(), table[:, 3].max()
+    print(f"| **worst** | | **{a:.4f}** | **{b:.4f}** | {c:.2f} | {d:.1f} |")
+    if flags.picture:
+        strips = []
+        for i in flags.show:
+            amplified = np.clip(127.5 + 4.0 * (images[i].astype(float) - references[i]), 0, 255)
+            strips.append(np.concatenate([references[i], images[i], amplified.astype(np.uint8)]))
+        Image.fromarray(np.concatenate(strips, axis=1)).save(flags.picture, optimize=True)
+
+
+if __name__ == "__main__":
+    main()
