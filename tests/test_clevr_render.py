@@ -78,6 +78,7 @@ def test_procedural_batch_is_a_function_of_its_keys():
     assert np.asarray(images).std() > 5
 
 
+@pytest.mark.slow
 def test_scenes_side_by_side_look_as_they_do_alone():
     two = jax.tree.map(lambda x: x[:2], SCENES)
     alone = clevr_render.render(two, 16, quality="fast", group=1)

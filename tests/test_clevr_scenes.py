@@ -104,7 +104,7 @@ def sequential_places(rng, count):
 
 
 def test_placement_has_the_generators_law():
-    count, number = 6, 600
+    count, number = 6, 300
     rng = np.random.default_rng(0)
     loops = [sequential_places(rng, count)[0] for _ in range(number)]
     theirs_small = np.array([[r < 0.5 for _, r in placed] for placed in loops])
@@ -119,6 +119,7 @@ def test_placement_has_the_generators_law():
         assert np.all(np.abs(ours.mean(0) - theirs.mean(0)) < 4 * error)
 
 
+@pytest.mark.slow
 def test_a_scene_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(3), 2)
     one = cs.sample_scenes_from_keys(keys[1:], group=1)
