@@ -33,7 +33,7 @@ def test_deep_sets_layer_is_its_formula():
 )
 def test_shapes_dtypes_and_that_all_parameters_matter(module, noise_width):
     arguments = (SETS, jax.random.normal(KEY, (2, 5, noise_width)))[: 1 + bool(noise_width)]
-    params = module.init(KEY, *arguments)
+    params = jax.jit(module.init)(KEY, *arguments)
     weight = jax.random.normal(KEY, (2, 5, 6))
     value, grads = jax.jit(
         jax.value_and_grad(lambda p: jnp.sum(module.apply(p, *arguments) * weight))
@@ -51,14 +51,14 @@ def test_shapes_dtypes_and_that_all_parameters_matter(module, noise_width):
 
 def test_published_widths():
     module = Transformer(6, "random")
-    params = module.init(KEY, SETS, jnp.zeros((2, 5, 32)))["params"]
+    params = jax.eval_shape(module.init, KEY, SETS, jnp.zeros((2, 5, 32)))["params"]
     assert params["decoder_embedding"]["kernel"].shape == (3, 32)
     assert params["encoder_embedding"]["kernel"].shape == (3, 64)
     assert params["decoder_1"]["cross_attention"]["query"]["kernel"].shape == (64, 8, 8)
     assert params["encoder_1"]["wide"]["kernel"].shape == (64, 128)
     assert "cross_attention" not in params["encoder_0"]
     assert "encoder_2" not in params
-    lstm = BiLSTM(6).init(KEY, SETS)["params"]
+    lstm = jax.eval_shape(BiLSTM(6).init, KEY, SETS)["params"]
     widths = [x.shape for x in jax.tree.leaves(lstm)]
     assert (128, 64) in widths  # the second layer reads both directions of the first
     assert lstm["output"]["kernel"].shape == (128, 6)
@@ -66,7 +66,7 @@ def test_published_widths():
 
 def test_both_directions_are_read():
     module = BiLSTM(2, 4, num_layers=1)
-    params = module.init(KEY, SETS)
+    params = jax.jit(module.init)(KEY, SETS)
     jacobian = jax.jacobian(lambda x: module.apply(params, x[None])[0])(SETS[0])
     influence = np.abs(jacobian).max(axis=(1, 3))
     assert (influence > 1e-8).all()
@@ -75,7 +75,7 @@ def test_both_directions_are_read():
 def test_random_encoding_is_scaled_and_shifted():
     module = Transformer(6, "random", 8, num_heads=2)
     noise = jax.random.normal(KEY, (2, 5, 4))
-    params = module.init(KEY, SETS, noise)["params"]
+    params = jax.jit(module.init)(KEY, SETS, noise)["params"]
     changed = params | {"noise_shift": jnp.array(0.5), "noise_log_scale": jnp.log(2.0)}
     given = module.apply({"params": changed}, SETS, noise)
     chex.assert_trees_all_close(

@@ -113,7 +113,7 @@ def test_matching_is_the_best_within_classes(cost, scale):
     else:
         pairs = -jax.nn.log_softmax(prediction) @ batch.targets.swapaxes(1, 2)
     loss = numbering_loss(prediction, batch.targets, batch.inputs, cost=cost)
-    classes = batch.inputs.argmax(-1)
+    pairs, classes = np.asarray(pairs), np.asarray(batch.inputs.argmax(-1))
     for b in range(8):
         allowed = [
             p for p in itertools.permutations(range(5)) if (classes[b][list(p)] == classes[b]).all()
@@ -187,7 +187,7 @@ def test_bad_input(change, message):
 @pytest.mark.parametrize("name", MODELS)
 def test_check_marks_of_fresh_models_are_the_published(name):
     config = small(name)
-    params = build_model(config).init(KEY)
+    params = jax.jit(build_model(config).init)(KEY)
     report = model_equivariance(config, params, key=KEY, num_permutations=3)
     found = (report.set_equivariant, report.multiset_equivariant)
     assert found == PUBLISHED_EQUIVARIANCE[name], str(report)
@@ -197,7 +197,7 @@ def test_check_marks_of_fresh_models_are_the_published(name):
 def test_the_other_reading_of_randomness(name, expected):
     reading = {"model": "elements", "elements": "model"}[PUBLISHED_READING[name]]
     config = small(name)
-    params = build_model(config).init(KEY)
+    params = jax.jit(build_model(config).init)(KEY)
     report = model_equivariance(
         config, params, key=KEY, noise_belongs_to=reading, num_permutations=3
     )
@@ -206,7 +206,7 @@ def test_the_other_reading_of_randomness(name, expected):
 
 def test_sum_pooling_makes_idspn_set_equivariant():
     config = small("idspn", pool="sum")
-    params = build_model(config).init(KEY)
+    params = jax.jit(build_model(config).init)(KEY)
     assert model_equivariance(config, params, key=KEY, num_permutations=3).set_equivariant
 
 
@@ -264,7 +264,7 @@ def test_data_does_not_depend_on_the_split_of_the_batch():
 @pytest.mark.parametrize("name", ["idspn", "transformer-random-pe"])
 def test_loss_and_evaluation(name, tmp_path):
     task = build(small(name))
-    variables = task.init(KEY)
+    variables = jax.jit(task.init)(KEY)
     batch = task.sample(KEY, 0, jnp.arange(4))
     keys = jax.random.split(KEY, 4)
     step = jax.jit(lambda p: task.loss({"params": p}, batch, keys, stage=None, axis_name=None))
@@ -276,12 +276,13 @@ def test_loss_and_evaluation(name, tmp_path):
     one = task.evaluate(variables, "val", KEY)
     assert set(one) == {"loss", *metrics}
     assert one == task.evaluate(variables, "val", KEY)
-    task.figures(variables, tmp_path)
-    assert (tmp_path / "numbering.png").stat().st_size > 1000
+    if name == "idspn":
+        task.figures(variables, tmp_path)
+        assert (tmp_path / "numbering.png").stat().st_size > 1000
 
 
 def test_evaluation_is_the_mean_over_the_split():
-    whole = build(small(val_size=11)).init(KEY)
+    whole = jax.jit(build(small(val_size=11)).init)(KEY)
     by_size = [
         build(small(batch_size=batch, val_size=11)).evaluate(whole, "val", KEY)["loss"]
         for batch in (1, 4)
@@ -290,15 +291,14 @@ def test_evaluation_is_the_mean_over_the_split():
 
 
 def test_inner_steps_at_evaluation():
-    variables = build(small("idspn")).init(KEY)
+    variables = jax.jit(build(small("idspn")).init)(KEY)
     energy = [
         build(small("idspn", eval_inner_steps=steps)).evaluate(variables, "val", KEY)[
             "inner_energy"
         ]
-        for steps in (None, 3, 9)
+        for steps in (None, 9)
     ]
-    assert energy[0] == energy[1]
-    assert energy[0] != energy[2]
+    assert energy[0] != energy[1]
 
 
 def test_training_lowers_the_loss():
@@ -306,7 +306,7 @@ def test_training_lowers_the_loss():
 
     config = small("idspn", learning_rate=1e-2, train_size=0)
     task = build(config)
-    params = task.init(KEY)["params"]
+    params = jax.jit(task.init)(KEY)["params"]
 
     @jax.jit
     def step(params, state, i):
@@ -334,39 +334,48 @@ def test_report(tmp_path, capsys):
 
     with pytest.raises(UserError, match="no finished run"):
         numbering_report.report(["--runs", str(tmp_path)])
-    base = {
-        "steps": 2,
-        "evaluate_every": 2,
-        "log_every": 2,
-        "progress": False,
-        "tensorboard": False,
-    }
-    for name, changes in {
-        "a": {"replicates": 2},
-        "b": {"seed": 2},
-        "c": {"train_size": 0, "augment": True},
-        "d": {"learning_rate": 0.01},
-    }.items():
-        config = dataclasses.replace(small(), **base, **changes, run_dir=str(tmp_path / name))
-        train(build(config), config)
-    scores = [numbering_report.score_run(tmp_path / name, "test") for name in "abcd"]
-    groups = numbering_report.group_by_settings(scores)
-    assert [len(members) for members in groups.values()] == [3, 1]
-    assert "learning_rate 0.01" in list(groups)[1]
-    rows = numbering_report.table(scores[:3])
-    assert rows["deep-sets", False][10].seeds == 3
-    assert rows["deep-sets", True][0].seeds == 1
-    assert len(scores[0].values["macro_accuracy"]) == 2
-
+    config = small(
+        replicates=2,
+        steps=1,
+        progress=False,
+        tensorboard=False,
+        compilation_cache=False,
+        run_dir=str(tmp_path / "run"),
+    )
+    train(build(config), config)
     output = tmp_path / "report"
     assert numbering_report.report(["--runs", str(tmp_path), "--output", str(output)]) == 0
     text = (output / "results.md").read_text()
-    assert "| DeepSets |" in text
-    assert "0.0±0.0" in text
-    assert "3 seeds" in text or "1 to 3 seeds" in text
+    assert "test split, 2 seeds" in text
+    assert "| DeepSets | 0.0±0.0 | 0.0±0.0 |" in text
     assert text.strip() in capsys.readouterr().out
     assert (output / "accuracy.png").stat().st_size > 1000
-    assert len(json.loads((output / "results.json").read_text())) == 4
+    assert len(json.loads((output / "results.json").read_text())) == 1
+
+
+def test_runs_are_grouped_by_what_they_share():
+    from pathlib import Path
+
+    from msdspn_jax.tasks.numbering_report import Scores, group_by_settings, table
+
+    def run(accuracy, **changes):
+        config = dataclasses.replace(small(), **changes)
+        return Scores(Path("run"), config, 1, {"macro_accuracy": accuracy})
+
+    scores = [
+        run([0.1, 0.2]),
+        run([0.6], seed=2),
+        run([0.6], seed=2),
+        run([0.9], train_size=0, augment=True),
+        run([0.5], learning_rate=0.01),
+    ]
+    groups = group_by_settings(scores)
+    assert [len(members) for members in groups.values()] == [4, 1]
+    assert "learning_rate 0.01" in list(groups)[1]
+    rows = table(groups[next(iter(groups))])
+    cell = rows["deep-sets", False][10]
+    assert (cell.seeds, cell.mean, cell.std) == pytest.approx((3, 30.0, 700**0.5))
+    assert rows["deep-sets", True][0] == (90.0, 0.0, 1)
 
 
 def test_cells():
