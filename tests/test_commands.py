@@ -81,7 +81,8 @@ def test_groups_name_only_fields_that_exist():
         (["--model", "dspn", "--backward", "identity"], "does not go with model"),
         (["--resume"], "--resume needs --run-dir"),
         (["--num-processes", "2"], "need --coordinator"),
-        (["--coordinator", "here:1"], "needs --num-processes and --process-id"),
+        (["--coordinator", "here:1"], "several machines need --run-dir"),
+        (["--coordinator", "here:1", "--run-dir", "x"], "needs --num-processes and --process-id"),
     ],
 )
 def test_flags_that_make_no_sense(argv, words, capsys):

@@ -72,6 +72,8 @@ def parse(name: str, argv: list[str]) -> Any:
     config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
     if config.resume and config.run_dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
+    if config.run_dir is None and (config.distributed or config.coordinator is not None):
+        raise UserError("several machines need --run-dir: one folder that all of them can see")
     if config.run_dir is None:
         import dataclasses
 

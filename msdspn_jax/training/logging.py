@@ -73,7 +73,7 @@ class Logger:
         line = {"step": step, "split": split} | {
             # JSON has no NaN; null is what readers of the file can parse.
             k: v if np.isfinite(v) else None
-            for k, v in values.items()
+            for k, v in sorted(values.items(), key=lambda item: item[0] not in ("loss", "loss_std"))
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
