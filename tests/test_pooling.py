@@ -168,3 +168,11 @@ def test_select_by_rank_large_gathers():
         pooling.select_by_rank(weight, ranks),
         jax.vmap(lambda r: jnp.take_along_axis(weight, r, 0))(ranks),
     )
+
+
+def test_a_nan_stays_in_its_set_at_any_size():
+    for n in (4, 20, 80):
+        features, weight = random(20, 2, n, 3), random(21, n, 3)
+        broken = ms.fspool(features.at[0, 0].set(jnp.nan), weight)
+        assert bool(jnp.isnan(broken[0]).all())
+        chex.assert_trees_all_close(broken[1], ms.fspool(features, weight)[1], atol=1e-5)
