@@ -20,7 +20,7 @@ class Demo:
 
     folder: str = "demo"
     """Where the pictures go."""
-    steps: int = 800
+    steps: int = 700
     """Training steps of each model."""
     inner_steps: int = 12
     """Steps of the inner minimisation that decodes a set."""
@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
 
     console = Console()
     console.print(
-        "Handwritten digits as sets of points (x, y, intensity, presence), encoded into 128\n"
-        "numbers and decoded by minimising an energy over sets. Two models, one difference:\n"
-        "how the minimum is differentiated.\n",
+        "Handwritten digits as sets of points (x, y, intensity, presence), encoded into 128"
+        " numbers and decoded by minimising an energy over sets. Two models, one difference:"
+        " how the minimum is differentiated.\n",
         highlight=False,
     )
     started = time.monotonic()
@@ -66,8 +66,8 @@ def main(argv: list[str]) -> int:
     _draw(results, folder)
     console.print(
         f"\nPictures in [bold]{folder}/[/]: digits.png (targets and predictions), strip.png (a"
-        "\nset moving from its initial state to the prediction), curves.png (the loss while"
-        "\ntraining). "
+        " set moving from its initial state to the prediction), curves.png (the loss while"
+        " training). "
         f"{time.monotonic() - started:.0f} s in all."
         " Next: [bold]msdspn train digits --help[/]",
         highlight=False,
@@ -224,9 +224,9 @@ def _report(options: Demo, results: dict[str, Any], console: Any) -> None:
     console.print(table)
     console.print(
         "Backward pass: seconds of loss and gradient less those of the loss. Peak memory:"
-        " XLA's\ntemporary buffers of loss and gradient (of the loss alone:"
+        " XLA's temporary buffers of loss and gradient (of the loss alone:"
         f" {results['iDSPN'].forward_bytes / 2**20:.1f} MiB). DSPN's grows with the"
-        "\ninner steps, iDSPN's does not: try --inner-steps 40.",
+        " inner steps, iDSPN's does not: try --inner-steps 40.",
         highlight=False,
         style="dim",
     )
