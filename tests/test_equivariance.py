@@ -106,6 +106,22 @@ def test_decoding_is_as_equivariant_as_its_pool(pool, expected):
     assert (report.set_equivariant, report.multiset_equivariant) == expected, str(report)
 
 
+def test_rows_that_are_equal_in_some_columns_may_be_exchanged():
+    def forget_who_was_who(x):
+        # Elements of a class (first column) are numbered by position, whatever their noise.
+        same = x[:, :1] == x[:, 0]
+        return jnp.sum(jnp.tril(same, -1), axis=1)[:, None] + 0.0 * x
+
+    noise = jax.random.normal(KEY, (4, 6, 1))
+    sets = jnp.concatenate(
+        [jnp.tile(jnp.array([0.0, 1, 0, 1, 1, 2])[:, None], (4, 1, 1)), noise], -1
+    )
+    strict = check_equivariance(forget_who_was_who, sets, key=KEY)
+    assert not strict.multiset_equivariant
+    by_class = check_equivariance(forget_who_was_who, sets, key=KEY, equal_by=slice(1))
+    assert by_class.exclusively_multiset_equivariant
+
+
 def test_functions_that_jax_cannot_trace():
     def numpy_push_apart(x):
         order = np.argsort(x[:, 0], kind="stable")
