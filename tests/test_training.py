@@ -17,7 +17,7 @@ import training_tasks
 from training_tasks import Config
 
 from msdspn_jax.errors import UserError
-from msdspn_jax.training import loop, run
+from msdspn_jax.training import loop, run, state
 from msdspn_jax.training.checkpoints import Checkpoints, checksum
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import epoch_positions
@@ -151,6 +151,28 @@ def test_replicates_are_the_runs_of_their_seeds(tmp_path):
     assert np.isclose(together.metrics["loss"], np.mean(losses), rtol=1e-4)
     assert np.isclose(together.metrics["loss_std"], np.std(losses, ddof=1), rtol=1e-3)
     assert len({round(x, 6) for x in losses}) == 3
+
+
+def test_noise_is_another_for_every_step_and_example():
+    config = Config(noise=1.0)
+    task = training_tasks.build(config)
+    start = state.init_state(task, jax.random.key(0))
+    # The same example eight times over: losses differ by the noise alone.
+    batch = (jnp.ones((8, 4)), jnp.zeros(8), jnp.zeros(8))
+
+    @jax.jit
+    def loss(step, slots):
+        _, metrics, _ = state.train_step(
+            task, start._replace(step=step), batch, jax.random.key(1), slots,
+            stage=None, axis_name=None, max_inner_energy=1e6,
+        )  # fmt: skip
+        return metrics["loss"]
+
+    slots = jnp.arange(8)
+    first = float(loss(jnp.int32(0), slots))
+    assert first == float(loss(jnp.int32(0), slots))
+    assert first != float(loss(jnp.int32(1), slots))
+    assert first != float(loss(jnp.int32(0), slots + 8))
 
 
 # --- resuming ---
