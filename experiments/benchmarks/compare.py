@@ -47,23 +47,24 @@ def measure(name, peers, repeat, torch_python):
             versions[peer] = json.loads(process.stdout.readline())["version"]
             for what in ("forward", "step"):
                 ask(process, what)
-        for _ in range(repeat):
+        for round_number in range(1, repeat + 1):
             for peer, process in processes.items():
                 for what in ("forward", "step"):
                     times.setdefault((peer, what), []).append(ask(process, what))
+            yield [summary(name, peer, versions, times, round_number) for peer in peers]
     finally:
         for process in processes.values():
             process.kill()
-    rows = []
-    for peer in peers:
-        row = {"case": name, "peer": peer, "version": versions[peer], "repeat": repeat}
-        for what in ("forward", "step"):
-            for index, clock in enumerate(("wall", "processor")):
-                values = [pair[index] for pair in times[peer, what]]
-                row[f"{what}_{clock}_seconds"] = statistics.median(values)
-                row[f"{what}_{clock}_seconds_min"] = min(values)
-        rows.append(row | {"device": benchmarks.device_name(), "date": date.today().isoformat()})
-    return rows
+
+
+def summary(name, peer, versions, times, repeat):
+    row = {"case": name, "peer": peer, "version": versions[peer], "repeat": repeat}
+    for what in ("forward", "step"):
+        for index, clock in enumerate(("wall", "processor")):
+            values = [pair[index] for pair in times[peer, what]]
+            row[f"{what}_{clock}_seconds"] = statistics.median(values)
+            row[f"{what}_{clock}_seconds_min"] = min(values)
+    return row | {"device": benchmarks.device_name(), "date": date.today().isoformat()}
 
 
 def table(rows):
@@ -96,20 +97,22 @@ def main():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "peers.json")
     options = parser.parse_args()
-    rows = []
     for name in options.cases.split(","):
         peers = [p for p in options.peers.split(",") if p != "jaxopt" or name != "numbering"]
-        rows += measure(name, peers, options.repeat, options.torch_python)
-        print(table([row for row in rows if row["case"] == name]), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    if options.output.exists():
-        kept = [
-            row
-            for row in json.loads(options.output.read_text())
-            if (row["case"], row["peer"]) not in {(r["case"], r["peer"]) for r in rows}
-        ]
-        rows = kept + rows
-    options.output.write_text(json.dumps(rows, indent=1) + "\n")
+        rows = []
+        # Written after every round, so that an interrupted comparison keeps what it has.
+        for rows in measure(name, peers, options.repeat, options.torch_python):
+            keep(rows, options.output)
+        print(table(rows), flush=True)
+
+
+def keep(rows, path):
+    """Replace the rows of the same case and peer in the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = json.loads(path.read_text()) if path.exists() else []
+    new = {(row["case"], row["peer"]) for row in rows}
+    old = [row for row in old if (row["case"], row["peer"]) not in new]
+    path.write_text(json.dumps(old + rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""Time and memory of the layer against its sizes, and of the ways to find ranks against n.
+
+    python experiments/benchmarks/scaling.py
+
+Writes results/scaling.json and scaling.png beside this file. Times are processor seconds, the
+fastest of `--repeat` runs; memory is what XLA plans for a compiled training step.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from msdspn_jax import benchmarks, implicit, pooling
+
+HERE = Path(__file__).parent
+BASE = benchmarks.LayerCase(n=8, d=8, width=64, num_steps=10, batch=16)
+SWEEPS = {
+    "n": (4, 16, 64, 256, 1024),
+    "d": (2, 8, 32, 128),
+    "num_steps": (5, 20, 80),
+    "batch": (4, 16, 64, 256),
+}
+MODES = ("identity", "neumann:3", "unrolled")
+RANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def timed(function, arguments, repeat):
+    compiled = jax.jit(function).lower(*arguments).compile()
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(repeat):
+        # Runs of at least 50 ms, because the processor clock ticks coarsely.
+        runs, start, wall = 0, time.process_time(), time.perf_counter()
+        while runs == 0 or time.perf_counter() - wall < 0.05:
+            jax.block_until_ready(compiled(*arguments))
+            runs += 1
+        seconds.append((time.process_time() - start) / runs)
+    return min(seconds), compiled.memory_analysis().temp_size_in_bytes
+
+
+def layers(repeat):
+    for axis, values in SWEEPS.items():
+        for value in values:
+            for mode in MODES:
+                if axis == "n" and value > 256 and mode != "identity":
+                    continue
+                case = dataclasses.replace(BASE, **{axis: value})
+                layer = benchmarks.build_layer(case, gradient=implicit.parse_gradient(mode))
+                seconds, temp_bytes = timed(layer.training_step, layer.arguments, repeat)
+                yield {
+                    "axis": axis,
+                    "value": value,
+                    "mode": mode,
+                    "processor_seconds": seconds,
+                    "temp_bytes": temp_bytes,
+                }
+
+
+def ranks(repeat):
+    for n in RANK_SIZES:
+        features = jax.random.normal(jax.random.key(0), (16, n, 64))
+        for method in ("compare", "sort"):
+            function = partial(pooling.stable_ranks, method=method)
+            seconds, _ = timed(function, (features,), repeat)
+            yield {"axis": "ranks", "value": n, "mode": method, "processor_seconds": seconds}
+
+
+def draw(rows, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 5, figsize=(17, 6.5), layout="constrained")
+    for column, axis in enumerate([*SWEEPS, "ranks"]):
+        for row, key in enumerate(("processor_seconds", "temp_bytes")):
+            plot = axes[row, column]
+            points = [r for r in rows if r["axis"] == axis and key in r]
+            for mode in dict.fromkeys(r["mode"] for r in points):
+                chosen = [r for r in points if r["mode"] == mode]
+                xs, ys = zip(*[(r["value"], r[key]) for r in chosen], strict=True)
+                plot.loglog(xs, ys, "o-", label=mode)
+            if points:
+                plot.legend()
+                plot.set_xlabel({"ranks": "n", "num_steps": "inner steps"}.get(axis, axis))
+                plot.set_ylabel({"temp_bytes": "bytes"}.get(key, "processor seconds"))
+            else:
+                plot.axis("off")
+        axes[0, column].set_title("finding ranks" if axis == "ranks" else "training step")
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3)
+    repeat = parser.parse_args().repeat
+    rows = []
+    for part in (ranks, layers):
+        for row in part(repeat):
+            rows.append(row | {"device": benchmarks.device_name()})
+            print(json.dumps(row), flush=True)
+            (HERE / "results").mkdir(exist_ok=True)
+            (HERE / "results" / "scaling.json").write_text(json.dumps(rows, indent=1) + "\n")
+    draw(rows, HERE / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()
