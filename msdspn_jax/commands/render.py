@@ -1,6 +1,7 @@
 """``msdspn render``: CLEVR-like scenes as PNG files and a scenes file."""
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ class Render:
         if scenes_file.exists() and not self.overwrite:
             raise UserError(f"{scenes_file} exists; give --overwrite to replace it")
         batches = self._from_file() if self.scenes is not None else self._drawn()
+        # The first batch before anything is written: a bad file leaves no folder behind.
+        batches = itertools.chain([next(batches)], batches)
         image_folder = self.out / "images" / self.split
         try:
             image_folder.mkdir(parents=True, exist_ok=True)
