@@ -32,6 +32,19 @@ def test_ranks_are_a_stable_permutation(features):
         np.testing.assert_array_equal(ms.stable_ranks(features, method=method), expected)
 
 
+@pytest.mark.parametrize("n", [17, 40])
+def test_ranks_in_blocks_under_ties(n):
+    features = np.random.default_rng(n).integers(-3, 4, (2, n, 5)).astype(np.float32)
+    features[0, :, 0] = 0
+    expected = np.argsort(np.argsort(features, axis=1, kind="stable"), axis=1, kind="stable")
+    ranks = jax.jit(ms.stable_ranks, static_argnames="method")
+    np.testing.assert_array_equal(ranks(features, method="compare"), expected)
+    np.testing.assert_array_equal(jax.vmap(ms.stable_ranks)(features), expected)
+    weight = random(18, n, 5)
+    grads = jax.grad(lambda w: jnp.sum(features * pooling.select_by_rank(w, expected)))(weight)
+    np.testing.assert_allclose(grads, np.sum(np.sort(features, axis=1), axis=0), atol=1e-5)
+
+
 @given(tied)
 @settings(max_examples=30, deadline=None)
 def test_fspool_equals_sorting_under_ties(features):

@@ -40,7 +40,7 @@ def plain(case, solver):
         shape = (case.batch, case.n, case.d)
         if case.classes:
             draw = partial(jax.random.normal, shape=shape[1:])
-            start = 0.1 * jax.vmap(lambda key: draw(key))(keys)
+            start = project(0.1 * jax.vmap(lambda key: draw(key))(keys))
         else:
             start = jnp.broadcast_to(params["decoder"]["initial_set"], shape)
         args = (params["decoder"]["energy_encoder"], latent, start, inputs)
