@@ -134,7 +134,8 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
     for itself; ``flops`` of a training step (XLA's count, which takes the loop's body once, plus
     the matrix products of the other inner steps); ``matmul_flops_per_second``, measured here and
     now on the largest product of the case; ``floor_seconds``, the inner steps' products at that
-    rate, below which no arrangement of the rest can get; ``matmul_rate_share`` of the training step.
+    rate, below which no arrangement of the rest can get; ``matmul_rate_share`` of the training
+    step.
     """
     case = _lookup("case", name, LAYER_CASES)
     layer = build_layer(case, gradient=implicit.parse_gradient(gradient))
