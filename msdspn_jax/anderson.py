@@ -15,7 +15,7 @@ class AndersonState(NamedTuple):
 
     iterates: Float[Array, "history batch nd"]
     residuals: Float[Array, "history batch nd"]
-    count: Int[Array, ""]
+    num_updates: Int[Array, ""]
 
 
 def anderson(
@@ -44,19 +44,20 @@ def anderson(
     if history < 2:
         raise ValueError(f"history: expected an integer >= 2, got {history!r}")
 
-    def init(sets):
-        empty = jnp.zeros((history, sets.shape[0], sets[0].size), sets.dtype)
+    def init(params):
+        empty = jnp.zeros((history, params.shape[0], params[0].size), params.dtype)
         return AndersonState(empty, empty, jnp.zeros((), jnp.int32))
 
-    def update(grads, state, sets=None):
-        if sets is None:
+    def update(updates, state, params=None):
+        if params is None:
             raise ValueError("params: anderson needs the current sets in update(), got None")
-        slot = state.count % history
+        grads, sets = updates, params
+        slot = state.num_updates % history
         iterate = sets.reshape(sets.shape[0], -1)
         residual = -learning_rate * grads.reshape(iterate.shape)
         iterates = state.iterates.at[slot].set(iterate)
         residuals = state.residuals.at[slot].set(residual)
-        filled = jnp.arange(history) <= state.count
+        filled = jnp.arange(history) <= state.num_updates
 
         gram = jnp.einsum("ibk,jbk->bij", residuals, residuals)
         scale = jnp.trace(gram, axis1=-2, axis2=-1)[:, None, None] / history
@@ -71,7 +72,7 @@ def anderson(
         accelerated = jnp.einsum("bi,ibk->bk", alpha, iterates + residuals)
         moved = jnp.where(total > 0, accelerated, iterate)
         return (moved - iterate).reshape(sets.shape), AndersonState(
-            iterates, residuals, state.count + 1
+            iterates, residuals, state.num_updates + 1
         )
 
     return optax.GradientTransformation(init, jax.named_call(update, name="anderson"))

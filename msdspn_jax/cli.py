@@ -9,8 +9,6 @@ VERBS = {
     "train": "train a model: msdspn train TASK",
     "evaluate": "score a trained run on its validation and test splits",
     "show": "summary of a run: settings, metrics, figures",
-    "predict": "predict the objects of your own images",
-    "export": "write a run's weights to one portable file",
     "grid": "train many settings of one task, skipping what is finished",
     "report": "tables and charts of a task, ours beside the published",
     "data": "prepare and check data sets",
