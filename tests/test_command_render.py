@@ -35,6 +35,7 @@ def test_fresh_scenes_are_a_clevr_folder_and_render_again(tmp_path, capsys):
     assert "camera" in json.loads(scenes.read_text())["scenes"][0]
 
 
+@pytest.mark.slow
 def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
     content = json.loads(BLENDER.read_text())
     for entry in content["scenes"]:

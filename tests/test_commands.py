@@ -191,6 +191,7 @@ def test_one_diverging_cell_does_not_stop_the_grid(tmp_path, capsys):
     assert "bad-step-1: step 1: the loss is not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_report_makes_tables_and_charts(tmp_path):
     for n, model, momentum, loss in (
         (8, "idspn", None, 0.01),

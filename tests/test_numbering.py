@@ -193,6 +193,7 @@ def test_check_marks_of_fresh_models_are_the_published(name):
     assert found == PUBLISHED_EQUIVARIANCE[name], str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("idspn", False), ("transformer-random-pe", True)])
 def test_the_other_reading_of_randomness(name, expected):
     reading = {"model": "elements", "elements": "model"}[PUBLISHED_READING[name]]
@@ -328,6 +329,7 @@ def test_training_lowers_the_loss():
 # --- report ---
 
 
+@pytest.mark.slow
 def test_report(tmp_path, capsys):
     from msdspn_jax.tasks import numbering_report
     from msdspn_jax.training.loop import train

@@ -20,6 +20,7 @@ def count(tree):
     ("name", "backbone"),
     [("resnet18", 11_176_512), ("resnet34", 21_284_672)],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_published_networks_have_the_published_shape(name, backbone, size):
     model = ResNet(STAGES[name])

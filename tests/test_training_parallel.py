@@ -13,6 +13,7 @@ from pathlib import Path
 
 import chex
 import numpy as np
+import pytest
 import training_tasks
 from training_tasks import Config
 
@@ -126,6 +127,7 @@ def test_two_processes_equal_one(tmp_path):
     assert lines == [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "one")]
 
 
+@pytest.mark.slow
 def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path):
     port, folder = free_port(), tmp_path / "run"
     flags = ["--batch-norm", "--host-data", "--delay", "0.05", "--steps", "400"]
