@@ -29,6 +29,8 @@ class Bench:
     """One JSON object a case on standard output, and nothing else."""
     repeat: int = 5
     """Timed runs, after one that is not timed."""
+    size: int = 128
+    """Side of the images that `render` makes; its cases are the qualities of the renderer."""
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,9 @@ def main(argv: list[str]) -> int:
     import tyro
 
     command = tyro.cli(Bench, args=argv, prog="msdspn bench")
-    cases, measure = _part(command.part)
+    cases, measure = _part(command.part, command.size)
+    if command.part == "render" and command.case is None:
+        cases = ["default"]
     if command.case is not None and cases and command.case not in cases:
         raise UserError(f"--case: expected one of {', '.join(cases)}, got {command.case!r}.")
     chosen = [case for case in cases if case != "tiny"] if command.case is None else [command.case]
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _part(part: str) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
+def _part(part: str, size: int) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
     import importlib
 
     from msdspn_jax import benchmarks
@@ -58,6 +62,14 @@ def _part(part: str) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
         return list(benchmarks.LAYER_CASES), benchmarks.bench_layer
     if part == "matching":
         return list(benchmarks.MATCHING_CASES), benchmarks.bench_matching
+    if part == "render":
+        from msdspn_jax.benchmarks_render import bench_render
+        from msdspn_jax.data.clevr_render import QUALITIES
+
+        def measure(case: str, repeat: int) -> dict[str, Any]:
+            return {"case": case, **bench_render(size, case, repeat=repeat)}
+
+        return list(QUALITIES), measure
     name = f"msdspn_jax.benchmarks_{part}"
     try:
         module = importlib.import_module(name)
