@@ -439,9 +439,12 @@ def _render_scene(
     ground = _shade_ground(bodies, lights, floor, offsets)
     # The bounce is smooth: once a pixel is enough.
     coarse = tuple(x[:pixels] for x in floor)
-    bounce = jnp.stack(_bounce(_bounce_table(scene, bodies, lights), bodies, coarse))
-    colors = jnp.stack(ground).reshape(3, grid * grid, pixels) + bounce[:, None]
-    colors = colors.reshape(3, total)
+    bounce = _bounce(_bounce_table(scene, bodies, lights), bodies, coarse)
+    ground, bounce = jax.lax.optimization_barrier((ground, bounce))
+    colors = [
+        (a.reshape(grid * grid, pixels) + b).reshape(total)
+        for a, b in zip(ground, bounce, strict=True)
+    ]
 
     metals = jnp.sum(
         (scene.material[bodies.order] == 1) * (1 << jnp.arange(MAX_OBJECTS)), dtype=jnp.int32
@@ -471,15 +474,25 @@ def _render_scene(
                 material,
                 quality,
             )
-            return jax.lax.dynamic_update_slice(shaded, jnp.stack(color), (0, i * CHUNK))
+            color = jax.lax.optimization_barrier(color)
+            return [
+                jax.lax.dynamic_update_slice(a, b, (i * CHUNK,))
+                for a, b in zip(shaded, color, strict=True)
+            ]
 
-        shaded = jnp.zeros((3, total + CHUNK))
+        shaded = [jnp.zeros(total + CHUNK)] * 3
         shaded = jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, chunk, shaded)
-        colors = jnp.where(mask, jnp.take(shaded, rank, axis=1, mode="clip"), colors)
-    planes = jax.lax.optimization_barrier(_srgb(colors))
-    planes = planes.reshape(3, grid, grid, height, width)
-    rows = [_tent([planes[:, k, j] for j in range(grid)], 2) for k in range(grid)]
-    return jnp.moveaxis(_tent(rows, 1), 0, -1)
+        colors = [
+            jnp.where(mask, jnp.take(a, rank, mode="clip"), b)
+            for a, b in zip(shaded, colors, strict=True)
+        ]
+        colors = jax.lax.optimization_barrier(colors)
+    out = []
+    for plane in colors:
+        plane = jax.lax.optimization_barrier(_srgb(plane)).reshape(grid, grid, height, width)
+        rows = [_tent([plane[k, j] for j in range(grid)], 1) for k in range(grid)]
+        out.append(_tent(rows, 0))
+    return jnp.stack(jax.lax.optimization_barrier(out), axis=-1)
 
 
 # The public calls ------------------------------------------------------------------------------
@@ -534,24 +547,26 @@ def render(
     return lax_map(one, scenes, group)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "quality", "group"))
+@functools.partial(jax.jit, static_argnames=("size", "quality", "group", "num_objects"))
 def procedural_examples(
     keys: PRNGKeyArray,
     size: int | tuple[int, int] = 128,
     *,
     quality: str = "default",
     group: int | None = None,
+    num_objects: tuple[int, int] = (clevr_scenes.MIN_OBJECTS, clevr_scenes.MAX_OBJECTS),
 ) -> tuple[UInt8[Array, "batch height width 3"], Float[Array, "batch 10 19"]]:
     """Draw and render one fresh scene per key, so that an example depends on its own key alone.
 
     Args:
         keys: random keys [batch].
         size, quality, group: as in :func:`render`.
+        num_objects: as in :func:`msdspn_jax.data.clevr_scenes.sample_scenes_from_keys`.
 
     Returns:
         Images, and objects in the layout of :mod:`msdspn_jax.data.clevr`.
     """
-    scenes = clevr_scenes.sample_scenes_from_keys(keys, group=group)
+    scenes = clevr_scenes.sample_scenes_from_keys(keys, group=group, num_objects=num_objects)
     return render(scenes, size, quality=quality, group=group), scene_objects(scenes)
 
 
