@@ -106,7 +106,12 @@ def train(name: str, config: Any) -> int:
     """Train with a finished configuration; returns the exit code."""
     from msdspn_jax.training.cache import enable_compilation_cache
     from msdspn_jax.training.parallel import start_distributed
+    from msdspn_jax.training.supervise import supervise
 
+    if config.distributed or config.coordinator is not None:
+        code = supervise("msdspn train")
+        if code is not None:
+            return code
     start_distributed(config)
     if config.compilation_cache:
         enable_compilation_cache()

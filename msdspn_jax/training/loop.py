@@ -26,6 +26,7 @@ from msdspn_jax.training.state import (
     replicate_of,
     run_keys,
 )
+from msdspn_jax.training.supervise import GO_ON
 from msdspn_jax.training.task import Task, Variables
 
 # A dispatch should return often enough that a signal or the progress line need not wait long.
@@ -416,7 +417,7 @@ def _explained(trainer: _Trainer) -> Iterator[None]:
         raise LostPeer(
             f"another process is gone (at step {trainer.step}):"
             f" {str(error).strip().splitlines()[0][:200]}\n"
-            "Start all processes again with --resume."
+            f"{GO_ON}"
         ) from error
 
 
