@@ -126,10 +126,18 @@ def _place_objects(key, count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
     return places, sizes
 
 
-def sample_scene(key: PRNGKeyArray) -> Scene:
-    """Draw one scene; ``jax.vmap`` and ``jax.jit`` apply. See :func:`sample_scenes`."""
+def sample_scene(
+    key: PRNGKeyArray, *, num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS)
+) -> Scene:
+    """Draw one scene; ``jax.vmap`` and ``jax.jit`` apply. See :func:`sample_scenes_from_keys`."""
+    fewest, most = num_objects
+    if not 1 <= fewest <= most <= MAX_OBJECTS:
+        raise ValueError(
+            f"num_objects must be (fewest, most) with 1 <= fewest <= most <= {MAX_OBJECTS}, "
+            f"got {num_objects}"
+        )
     count_key, camera_key, lamp_key, key = jax.random.split(key, 4)
-    count = jax.random.randint(count_key, (), MIN_OBJECTS, MAX_OBJECTS + 1)
+    count = jax.random.randint(count_key, (), fewest, most + 1)
     present = jnp.arange(MAX_OBJECTS) < count
     camera = jnp.asarray(CAMERA) + jax.random.uniform(
         camera_key, (3,), minval=-CAMERA_JITTER, maxval=CAMERA_JITTER
@@ -180,18 +188,25 @@ def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) ->
     return sample_scenes_from_keys(jax.random.split(key, batch), group=group)
 
 
-@functools.partial(jax.jit, static_argnames=("group",))
-def sample_scenes_from_keys(keys: PRNGKeyArray, *, group: int | None = None) -> Scene:
+@functools.partial(jax.jit, static_argnames=("group", "num_objects"))
+def sample_scenes_from_keys(
+    keys: PRNGKeyArray,
+    *,
+    group: int | None = None,
+    num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS),
+) -> Scene:
     """Draw one scene for each key, by the generator's rules.
 
     Args:
         keys: random keys [batch].
+        num_objects: the fewest and the most objects of a scene; all numbers are equally likely.
+            The generator has (3, 10).
         group: how many scenes are drawn side by side. A group waits for its slowest member, so
             that 1 is best on a CPU and a large number on an accelerator; None chooses.
     """
     if group is None:
         group = 1 if jax.default_backend() == "cpu" else 128
-    return lax_map(sample_scene, keys, group)
+    return lax_map(functools.partial(sample_scene, num_objects=num_objects), keys, group)
 
 
 def lax_map(function, xs, group: int):

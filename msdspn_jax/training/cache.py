@@ -9,7 +9,7 @@ from pathlib import Path
 VARIABLE = "MSDSPN_COMPILATION_CACHE"
 
 
-def default_folder() -> Path:
+def user_cache_folder() -> Path:
     """Where this user's caches belong on this system."""
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
@@ -17,7 +17,7 @@ def default_folder() -> Path:
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "msdspn_jax" / "xla"
+    return base / "msdspn_jax"
 
 
 def enable_compilation_cache() -> Path | None:
@@ -31,7 +31,7 @@ def enable_compilation_cache() -> Path | None:
     asked = os.environ.get(VARIABLE)
     if asked == "off" or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return None
-    folder = Path(asked) if asked else default_folder()
+    folder = Path(asked) if asked else user_cache_folder() / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -82,14 +82,21 @@ class StepRunner:
             jax.jit(lambda: init_states(self.task, self.config.seed, self.config.replicates))()
         )
 
-    def place(self, state: TrainState) -> TrainState:
-        """A host state, copied to every device."""
+    def place(self, tree: PyTree) -> PyTree:
+        """Host arrays (a state, a data set), copied to every device."""
         if self.mode == "none":
-            return jax.device_put(state, self.devices[0])
+            return jax.device_put(tree, self.devices[0])
         if self.mode == "pmap":
-            local = sum(d.process_index == jax.process_index() for d in self.devices)
-            return jax.tree.map(lambda x: np.broadcast_to(x, (local, *np.shape(x))), state)
-        return jax.device_put(state, NamedSharding(self.mesh, P()))
+            local = [d for d in self.devices if d.process_index == jax.process_index()]
+            spread = NamedSharding(Mesh(np.array(local), (AXIS,)), P(AXIS))
+            stacked = jax.tree.map(lambda x: np.broadcast_to(x, (len(local), *np.shape(x))), tree)
+            return jax.device_put(stacked, spread)
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
+    @functools.cached_property
+    def _data(self) -> PyTree:
+        """The task's data set, copied to every device when the first step asks for it."""
+        return self.place(self.task.data)
 
     def fetch(self, state: TrainState) -> TrainState:
         """A copy of the state as host arrays."""
@@ -108,7 +115,7 @@ class StepRunner:
         if not 0 < count <= capacity:
             raise ValueError(f"count must be in 1..{capacity}, got {count}")
         state, done, metrics, status = self._program(self.task.stage(step))(
-            state, self._key_data(), np.int32(count), batches
+            state, self._key_data(), np.int32(count), batches, self._data
         )
         if self.mode == "pmap":
             done, metrics, status = jax.tree.map(lambda x: _local(x)[0], (done, metrics, status))
@@ -145,7 +152,7 @@ class StepRunner:
     def compiled(self, state: TrainState, step: int = 0, batches: Batch = None) -> Any:
         """The compiled program of a dispatch, for its cost and memory analysis."""
         program = self._program(self.task.stage(step))
-        return program.lower(state, self._key_data(), np.int32(1), batches).compile()
+        return program.lower(state, self._key_data(), np.int32(1), batches, self._data).compile()
 
     def _key_data(self) -> np.ndarray:
         # Raw key data [replicates, 2 (data, noise), ...]: plain integers pass through every map.
@@ -165,7 +172,7 @@ class StepRunner:
                 mapped = jax.pmap(
                     function,
                     axis_name=AXIS,
-                    in_axes=(0, None, None, 0),
+                    in_axes=(0, None, None, 0, 0),
                     devices=self.devices,
                     donate_argnums=0,
                 )
@@ -174,7 +181,7 @@ class StepRunner:
                     jax.shard_map(
                         function,
                         mesh=self.mesh,
-                        in_specs=(P(), P(), P(), P(None, AXIS)),
+                        in_specs=(P(), P(), P(), P(None, AXIS), P()),
                         out_specs=P(),
                         check_vma=False,
                     ),
@@ -183,7 +190,7 @@ class StepRunner:
             self._compiled[stage] = mapped
         return self._compiled[stage]
 
-    def _device_chunk(self, stage, state, key_data, count, batches):
+    def _device_chunk(self, stage, state, key_data, count, batches, data):
         """Up to ``count`` steps on this device; see `Chunk`."""
         config, task = self.config, self.task
         axis_name = None if self.mode == "none" else AXIS
@@ -193,7 +200,8 @@ class StepRunner:
 
         def step_of_seed(state, keys, batch):
             if not task.host_data:
-                batch = task.sample(keys[0], state.step, slots)
+                arguments = () if data is None else (data,)
+                batch = task.sample(keys[0], state.step, slots, *arguments)
             return train_step(
                 task,
                 state,

@@ -78,6 +78,9 @@ class Task:
         good.
       stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static
         argument (the number of inner steps). Each value is compiled once.
+      data: arrays that `sample` reads (a data set), placed on every device once; if there are any,
+        `sample` is called as ``sample(key, step, slots, data)``. Arrays that `sample` merely
+        closes over become constants of the compiled program, which only small ones should.
       host_data: if True, `sample` is called outside jit with a Python ``int`` step and a NumPy
         array of slots, and returns NumPy arrays (images from disk).
       figures: ``(variables, folder) -> None`` writes pictures of validation predictions as
@@ -94,6 +97,7 @@ class Task:
     optimizer: optax.GradientTransformation
     monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")
     stage: Callable[[int], Hashable] = _one_stage
+    data: PyTree = None
     host_data: bool = False
     figures: Callable[[Variables, Path], None] | None = None
     describe: dict[str, Any] = field(default_factory=dict)
