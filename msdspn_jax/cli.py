@@ -12,6 +12,8 @@ VERBS = {
     "grid": "train many settings of one task, skipping what is finished",
     "report": "tables and charts of a task, ours beside the published",
     "data": "prepare and check data sets",
+    "predict": "find the objects in images: pictures and a CLEVR scenes file",
+    "export": "a trained model as one file, or as a program without its code",
     "render": "render CLEVR-like scenes",
     "bench": "measure time and memory, beside other libraries",
     "demo": "digits as sets, trained and drawn in under two minutes",

@@ -1,0 +1,466 @@
+"""``msdspn predict``: from image files to objects, in pictures and as a scenes file."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import tyro
+
+from msdspn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from msdspn_jax.data.clevr import ClevrScene
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_THREADS = 4
+_LISTED = 8
+
+
+class Predictor(NamedTuple):
+    """Whatever predicts: a run, a weights file or an artefact."""
+
+    predict: Callable[[Any], Any]
+    """uint8 [batch, size, size, 3] -> float32 [batch, n, 19]."""
+    size: int
+    threshold: float
+    facts: dict[str, Any]
+    """For the file's header."""
+
+
+class Picture(NamedTuple):
+    """An image to predict."""
+
+    path: Path
+    name: str
+    """Its image_filename: a bare name, unique among all."""
+
+
+class Reading(NamedTuple):
+    """An image as the model sees it."""
+
+    picture: Picture
+    image: np.ndarray
+    original: tuple[int, int]
+    """Width, height."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Find the objects in images: annotated pictures and predictions.json in the CLEVR format.
+
+    Without --run, --weights or --artefact, the small model that comes with the package predicts.
+
+    Images may have any size: they are squashed to the square that the model was trained on, as
+    CLEVR's 480x320 pictures are. A file that cannot be read is named and skipped, and the exit code
+    is then 1. predictions.json has a scene for every image that was read; each of its objects has a
+    score, the presence that the model gave it, best first. An image whose name another one has
+    already gets a number (image-2.png); "source" is always the path as it was given.
+    """
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """PNG or JPEG files, or folders: then all *.png, *.jpg and *.jpeg in them (not deeper)."""
+    out: Path
+    """Folder to write to: predictions.json and pictures/."""
+    run: OptionalPath = None
+    """A run folder of msdspn train clevr."""
+    checkpoint: str = "best"
+    """With --run: best (by validation), latest, or a step."""
+    weights: OptionalPath = None
+    """A safetensors file of msdspn export --weights."""
+    artefact: OptionalPath = None
+    """A program of msdspn export --out; its inner steps and seed are fixed."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Presence above which an element is an object. Default: 0.5, or the artefact's."""
+    inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Inner steps, also more than in training. Default: those the model is evaluated with."""
+    seed: int = 0
+    """Of random initial sets and slots, where the model has them: the same for every image."""
+    batch_size: int = 32
+    """Images predicted at once."""
+    pictures: bool = True
+    """Draw every image with its objects (about half a second each)."""
+    scenes: OptionalPath = None
+    """A scenes file with the true objects of images of these names: average precision by both
+    protocols, into scores.json as well, and the truth drawn into the pictures."""
+    overwrite: bool = False
+    """Replace predictions that are already in the folder."""
+
+    def execute(self) -> int:
+        """Check the flags, read, predict, write; 1 if a file was skipped."""
+        self._check()
+        notes = _Notes()
+        pictures = collect(self.images, notes)
+        truth = None if self.scenes is None else _truth(self.scenes, pictures)
+        if not pictures:
+            print("msdspn predict: nothing to predict", file=sys.stderr)
+            return 1
+        predictor = self._predictor()
+        found = self._predict(predictor, pictures, notes)
+        if not found:
+            print("msdspn predict: no image could be read; nothing was written", file=sys.stderr)
+            return 1
+        notes.show()
+        entries = [scene_entry(p, objects, predictor.threshold) for p, objects in found]
+        info = {"version": "msdspn_jax", "threshold": predictor.threshold, **predictor.facts}
+        self._write("predictions.json", {"info": info, "scenes": entries})
+        _list(entries)
+        if truth is not None:
+            self._score(found, truth)
+        if self.pictures:
+            self._draw(found, truth or {}, predictor.threshold, notes)
+        number = sum(len(entry["objects"]) for entry in entries)
+        print(
+            f"{number} objects in {len(entries)} images: {self.out / 'predictions.json'}"
+            + (f", pictures in {self.out / 'pictures'}" if self.pictures else "")
+        )
+        if notes.wrong:
+            print(f"msdspn predict: {notes.wrong} skipped, named above", file=sys.stderr)
+        return 1 if notes.wrong else 0
+
+    def _check(self) -> None:
+        given = [f for f in ("run", "weights", "artefact") if getattr(self, f) is not None]
+        if len(given) > 1:
+            raise UserError(f"give only one of {', '.join('--' + name for name in given)}")
+        if not self.images:
+            raise UserError("no images given; see msdspn predict --help")
+        for name in ("batch_size", "inner_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} must be at least 1, got {value}")
+        if self.threshold is not None and not abs(self.threshold) < float("inf"):
+            raise UserError(f"--threshold must be a finite number, got {self.threshold}")
+        if self.artefact is not None:
+            for name, default in (("inner_steps", None), ("seed", 0)):
+                if getattr(self, name) != default:
+                    flag = name.replace("_", "-")
+                    raise UserError(f"--{flag}: fixed in an artefact when it was exported")
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file; --out needs a folder")
+        if (self.out / "predictions.json").exists() and not self.overwrite:
+            raise UserError(
+                f"{self.out / 'predictions.json'} exists; give --overwrite to replace it"
+            )
+
+    def _predictor(self) -> Predictor:
+        import jax
+
+        from msdspn_jax.data.clevr import PRESENCE_THRESHOLD
+        from msdspn_jax.training.cache import enable_compilation_cache
+
+        enable_compilation_cache()
+        if self.artefact is not None:
+            from msdspn_jax.artefact import load_artefact
+
+            artefact = load_artefact(self.artefact)
+            settings = artefact.settings
+            names = ("model", "step", "inner_steps", "seed", "size")
+            facts = {"source": str(self.artefact)} | {k: settings.get(k) for k in names}
+            threshold = settings["threshold"] if self.threshold is None else self.threshold
+            return Predictor(jax.jit(artefact.predict), settings["size"], threshold, facts)
+        from msdspn_jax.commands.export import load, predict_function, steps_of
+
+        model, source = load(self.run, self.weights, self.checkpoint)
+        config: Any = model.config
+        facts = {
+            "source": source,
+            "model": config.model,
+            "step": model.step,
+            "inner_steps": steps_of(model, self.inner_steps),
+            "seed": self.seed,
+            "size": config.size,
+        }
+        run = jax.jit(predict_function(model, inner_steps=self.inner_steps, seed=self.seed))
+        predict = functools.partial(run, model.variables)
+        threshold = PRESENCE_THRESHOLD if self.threshold is None else self.threshold
+        return Predictor(predict, config.size, threshold, facts)
+
+    def _predict(
+        self, predictor: Predictor, pictures: list[Picture], notes: _Notes
+    ) -> list[tuple[Picture, np.ndarray]]:
+        """Every image that could be read, with its elements, the most confident first."""
+        import numpy as np
+
+        from msdspn_jax._progress import progress_bar
+        from msdspn_jax.data.clevr import LAYOUT
+
+        width = min(self.batch_size, len(pictures))
+        read = functools.partial(read_picture, size=predictor.size)
+        found: list[tuple[Picture, np.ndarray]] = []
+
+        def receive(readings: list[Reading], elements: Any) -> None:
+            for reading, array in zip(readings, np.asarray(elements), strict=False):
+                if not np.isfinite(array).all():
+                    notes.skip(f"{reading.picture.path}: the prediction is not finite")
+                    continue
+                notes.count(reading, predictor.size)
+                order = np.argsort(-array[:, LAYOUT.presence], kind="stable")
+                found.append((reading.picture, array[order]))
+
+        with progress_bar("predicting") as report, _pool() as pool:
+            # While the device works on a batch, the next one is read.
+            waiting = None
+            for start in range(0, len(pictures), width):
+                readings = []
+                for result in pool.map(read, pictures[start : start + width]):
+                    if isinstance(result, UserError):
+                        notes.skip(str(result))
+                    else:
+                        readings.append(result)
+                if waiting is not None:
+                    receive(*waiting)
+                    report(start, len(pictures))
+                waiting = None
+                if readings:
+                    # Filled up, so that one compiled program serves all.
+                    rows = np.minimum(np.arange(width), len(readings) - 1)
+                    batch = np.stack([reading.image for reading in readings])[rows]
+                    waiting = readings, predictor.predict(batch)
+            if waiting is not None:
+                receive(*waiting)
+        return found
+
+    def _score(self, found: list[tuple[Picture, np.ndarray]], truth: dict[str, ClevrScene]) -> None:
+        import numpy as np
+        from rich.console import Console
+        from rich.table import Table
+
+        from msdspn_jax.data.clevr import encode
+        from msdspn_jax.metrics import AP_THRESHOLDS, average_precision
+
+        known = [(truth[p.path.name], array) for p, array in found if p.path.name in truth]
+        if not any(scene.objects for scene, _ in known):
+            raise UserError(f"{self.scenes}: no objects in any image that was read")
+        predictions = np.stack([array for _, array in known])
+        targets = np.stack([encode(scene.objects) for scene, _ in known])
+        rows = {
+            "per image": average_precision(predictions, targets, protocol="per_image"),
+            "data set": average_precision(predictions, targets, protocol="dataset"),
+        }
+        names = ["∞" if np.isinf(t) else f"{t:g}" for t in AP_THRESHOLDS]
+        table = Table(title=f"average precision, %, {len(known)} images", title_justify="left")
+        table.add_column("protocol")
+        for name in names:
+            table.add_column(f"AP{name}", justify="right")
+        for name, scores in rows.items():
+            table.add_row(name, *(f"{100 * x:.1f}" for x in scores))
+        Console().print(table)
+        if len(known) < len(found):
+            print(f"not in {self.scenes}, not scored: {len(found) - len(known)}")
+        scores = {
+            name.replace(" ", "_"): dict(zip(names, map(float, values), strict=True))
+            for name, values in rows.items()
+        }
+        self._write("scores.json", {"images": len(known), "average_precision": scores})
+
+    def _draw(
+        self,
+        found: list[tuple[Picture, np.ndarray]],
+        truth: dict[str, ClevrScene],
+        threshold: float,
+        notes: _Notes,
+    ) -> None:
+        from msdspn_jax import plots
+        from msdspn_jax._progress import progress_bar
+        from msdspn_jax.data.clevr import encode, scene_camera
+        from msdspn_jax.data.clevr_files import decode_image, read_bytes
+        from msdspn_jax.plots_clevr import scene as draw_scene
+
+        folder = self.out / "pictures"
+        names = unique_names([f"{Path(p.name).stem}.png" for p, _ in found])
+        try:
+            folder.mkdir(exist_ok=True)
+            with progress_bar("drawing") as report:
+                for i, ((picture, array), name) in enumerate(zip(found, names, strict=True)):
+                    report(i, len(found))
+                    known = truth.get(picture.path.name)
+                    try:
+                        image = decode_image(read_bytes(picture.path), str(picture.path))
+                    except UserError as error:
+                        notes.skip(f"{error}; it could be read before")
+                        continue
+                    figure = draw_scene(
+                        image,
+                        array,
+                        None if known is None else encode(known.objects),
+                        camera=None if known is None else scene_camera(known),
+                        threshold=threshold,
+                        title=picture.name,
+                    )
+                    plots.save(figure, folder / name)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+    def _write(self, name: str, content: Any) -> None:
+        from msdspn_jax.model_file import write_bytes
+
+        write_bytes(self.out / name, (json.dumps(content, indent=1) + "\n").encode())
+
+
+class _Notes:
+    """What the user shall know about the images, said once."""
+
+    def __init__(self) -> None:
+        self.wrong = 0
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        self._distorted: list[str] = []
+        self._side = 0
+
+    def skip(self, message: str) -> None:
+        """Name what is wrong at once."""
+        self.wrong += 1
+        print(f"msdspn predict: skipped: {message}", file=sys.stderr)
+
+    def count(self, reading: Reading, side: int) -> None:
+        """Remember the size of an image."""
+        width, height = reading.original
+        self._side = side
+        if (width, height) != (side, side):
+            self._sizes[width, height] += 1
+            # CLEVR's proportions, or squashed to a square already.
+            if not (abs(2 * width / (3 * height) - 1) < 0.02 or width == height):
+                self._distorted.append(str(reading.picture.path))
+
+    def show(self) -> None:
+        """Say what was done to the images."""
+        if self._sizes:
+            sizes = ", ".join(f"{w}x{h}" for (w, h), _ in self._sizes.most_common(3))
+            more = " and other sizes" if len(self._sizes) > 3 else ""
+            number = sum(self._sizes.values())
+            print(
+                f"note: {number} image{'s' if number > 1 else ''} resized to"
+                f" {self._side}x{self._side}, from {sizes}{more}",
+                file=sys.stderr,
+            )
+        if self._distorted:
+            more = f" and {len(self._distorted) - 1} more" if len(self._distorted) > 1 else ""
+            print(
+                f"note: {self._distorted[0]}{more}: not in CLEVR's proportions (3:2, or squashed to"
+                " a square), so the model sees its objects distorted",
+                file=sys.stderr,
+            )
+
+
+def collect(paths: Sequence[Path], notes: _Notes) -> list[Picture]:
+    """The files that arguments name, each once, with names that are unique."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        except OSError as error:
+            notes.skip(f"{path}: cannot be read ({error.strerror or error})")
+            continue
+        if not inside:
+            notes.skip(f"{path}: a folder without PNG or JPEG images")
+        files += inside
+    # The same file named twice is one image.
+    given: dict[str, Path] = {}
+    for path in files:
+        given.setdefault(os.path.abspath(path), path)
+    once = list(given.values())
+    names = unique_names([path.name for path in once])
+    return [Picture(path, name) for path, name in zip(once, names, strict=True)]
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Numbers behind the stems of names that came before, also where only the case differs."""
+    taken = {name.casefold() for name in names}
+    seen: set[str] = set()
+    unique = []
+    for name in names:
+        number, new = 1, name
+        # A made-up name must not take one that a later image has by itself.
+        while new.casefold() in seen or (number > 1 and new.casefold() in taken):
+            number += 1
+            new = f"{Path(name).stem}-{number}{Path(name).suffix}"
+        seen.add(new.casefold())
+        unique.append(new)
+    return unique
+
+
+def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
+    """Read and squash an image; what is wrong with it is returned, so that others go on."""
+    from msdspn_jax.data.clevr_files import decode_image, read_bytes, resize_image
+
+    try:
+        image = decode_image(read_bytes(picture.path), str(picture.path))
+    except UserError as error:
+        return error
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        image = resize_image(image, size)
+    return Reading(picture, image, (width, height))
+
+
+def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dict[str, Any]:
+    """An entry of a scenes file, every object with its score."""
+    from msdspn_jax.data.clevr import ClevrScene, decode, scene_to_json
+
+    objects = decode(elements, threshold=threshold)
+    entry = scene_to_json(ClevrScene(picture.name, tuple(objects)))
+    entry["source"] = str(picture.path)
+    for written, o in zip(entry["objects"], objects, strict=True):
+        written["score"] = o.score
+    return entry
+
+
+def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
+    """True scenes by file name."""
+    from msdspn_jax.data.clevr import scene_camera
+    from msdspn_jax.data.clevr_files import read_scenes
+
+    scenes = {scene.image_filename: scene for scene in read_scenes(path)}
+    counts = Counter(p.path.name for p in pictures if p.path.name in scenes)
+    if not counts:
+        raise UserError(f"{path}: has no scene of any of these images (names are compared)")
+    name, number = counts.most_common(1)[0]
+    if number > 1:
+        raise UserError(f"{path}: {number} of the images are called {name}; which one is meant?")
+    for name in counts:
+        scene_camera(scenes[name], f"{path}: {name}")  # Before any work, if it is damaged.
+    return {name: scenes[name] for name in counts}
+
+
+def _list(entries: list[dict[str, Any]]) -> None:
+    """The objects of the first images, in words."""
+    from msdspn_jax.data.clevr import parse_scene
+
+    for entry in entries[:_LISTED]:
+        number = len(entry["objects"])
+        print(f"{entry['image_filename']}: {number} object{'' if number == 1 else 's'}")
+        for o in parse_scene(entry).objects:
+            print(f"  {o.score:.2f}  {o}")
+    if len(entries) > _LISTED:
+        print(f"and {len(entries) - _LISTED} more images")
+
+
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(_THREADS)
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb; returns the exit code."""
+    options = tyro.cli(
+        Predict,
+        args=argv,
+        prog="msdspn predict",
+        description=inspect.cleandoc(Predict.__doc__ or ""),
+    )
+    return options.execute()
