@@ -8,10 +8,11 @@ JAX, NumPy and Pillow alone.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,8 @@ def save_artefact(
         raise ValueError(f"platforms must be of {', '.join(PLATFORMS)}, got {list(platforms)}")
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    exported = export.export(jax.jit(predict), platforms=tuple(platforms))(images)
+    with _without_source_locations():
+        exported = export.export(jax.jit(predict), platforms=tuple(platforms))(images)
     (out,) = exported.out_avals if len(exported.out_avals) == 1 else (None,)
     if (
         out is None
@@ -126,7 +128,9 @@ def save_artefact(
         }
         for name, content in parts.items():
             # ZipInfo's own date is fixed, and so are the bytes.
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
     write_bytes(Path(path), data.getvalue())
     return settings
 
@@ -176,6 +180,18 @@ def load_artefact(path: str | Path) -> Artefact:
             f" {platform}; JAX_PLATFORMS={exported.platforms[0]} may do"
         )
     return Artefact(exported.call, settings)
+
+
+@contextlib.contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Paths and line numbers of the machine that exports are nothing that a program needs."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def layout_settings() -> dict[str, Any]:
