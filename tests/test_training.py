@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_tasks
-from training_tasks import Config
+from training_tasks import Config, compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax.errors import UserError
 from msdspn_jax.training import loop, run, state
@@ -23,23 +23,6 @@ from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import epoch_positions
 
 training_tasks.register()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_once(tmp_path_factory):
-    """Most runs here are the same program."""
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(request, monkeypatch):
-    if "figures" not in request.node.name:
-        monkeypatch.setattr(loop._Trainer, "_finish", lambda self: self.checkpoints.wait())
 
 
 def train(folder: Path, **flags) -> loop.Outcome:
@@ -115,7 +98,10 @@ def test_training_line_is_the_mean_over_its_steps(tmp_path):
     np.testing.assert_allclose(means, np.reshape(single, (4, 5)).mean(1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("extra", [{}, {"stages": True}, {"batch_norm": True}, {"host_data": True}])
+ALL = {"batch_norm": True, "stages": True, "replicates": 2}
+
+
+@pytest.mark.parametrize("extra", [{}, ALL, {"host_data": True}])
 def test_length_of_a_dispatch_never_changes_the_numbers(tmp_path, extra):
     one = train(tmp_path / "one", steps_per_dispatch=1, **extra)
     many = train(tmp_path / "many", steps_per_dispatch=50, checkpoint_every=100, **extra)
@@ -178,7 +164,7 @@ def test_noise_is_another_for_every_step_and_example():
 # --- resuming ---
 
 
-@pytest.mark.parametrize("extra", [{}, {"batch_norm": True, "stages": True, "replicates": 2}])
+@pytest.mark.parametrize("extra", [{}, ALL])
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(tmp_path, extra):
     whole = train(tmp_path / "whole", **extra)
     # Not a multiple of log_every: the sums behind a half-finished line must survive as well.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from msdspn_jax.training.config import TrainConfig, adam
 from msdspn_jax.training.task import Task, epoch_positions
@@ -98,6 +100,40 @@ def build(config: Config) -> Task:
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_once(tmp_path_factory):
+    """Most runs here are the same few programs: compiled once, also for subprocesses."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each worker a folder in the session's.
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    settings = {
+        "jax_compilation_cache_dir": str(base / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+        del os.environ[name.upper()]
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Runs end without pictures, except in tests that are named for them."""
+    if "figures" not in request.node.name:
+        draw_nothing(monkeypatch)
+
+
+def draw_nothing(monkeypatch) -> None:
+    from msdspn_jax.training import loop
+
+    monkeypatch.setattr(loop._Trainer, "_finish", lambda self: self.checkpoints.wait())
+
+
 def register() -> None:
     """Make ``msdspn train toy`` work in this process."""
     from msdspn_jax import tasks
@@ -109,6 +145,7 @@ def register() -> None:
 if __name__ == "__main__":
     sys.modules["training_tasks"] = sys.modules["__main__"]
     register()
+    draw_nothing(pytest.MonkeyPatch())
     from msdspn_jax.cli import main
 
     sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,9 @@ import numpy as np
 
 from msdspn_jax.errors import UserError
 
-# Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute.
+# Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
+# many steps of this batch with this width.
+PUBLISHED_SETTING = {"steps": 20_000, "batch_size": 128, "hidden_dim": 512}
 PUBLISHED = {
     "DSPN": (0.028, 0.011),
     "iDSPN": (0.009, 0.005),
@@ -25,7 +27,8 @@ class Report:
     """Collect the finished cells of a grid into tables and charts.
 
     Writes grid.md (the tables), grid.json (the numbers) and the charts by_n.png, by_d.png,
-    by_inner_steps.png and equal_compute.png.
+    by_inner_steps.png and equal_compute.png. The last, and the published readings, only where cells
+    with n = d = 8 were trained as the paper's.
     """
 
     grid_dir: str = "runs/random-sets-grid"
@@ -47,6 +50,13 @@ class Row(NamedTuple):
     steps: int
     steps_per_second: float
     devices: str
+    batch_size: int
+    hidden_dim: int
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it was trained for as long, on as much and as wide as the paper's models."""
+        return all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
 
 
 def report(argv: list[str]) -> int:
@@ -107,6 +117,8 @@ def collect(folder: Path) -> list[Row]:
                 steps=config["steps"],
                 steps_per_second=speeds[-1] if speeds else float("nan"),
                 devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
+                batch_size=config["batch_size"],
+                hidden_dim=config["hidden_dim"],
             )
         )
     if not rows:
@@ -168,16 +180,24 @@ def tables(rows: Sequence[Row]) -> str:
             cells = [f"{relative[v].get(value, np.nan):.2f}" for v in variants if v in relative]
             text += f"| {value} | " + " | ".join(cells) + " |\n"
 
-    text += "\nEqual compute, n = d = 8: the published reading (20,000 steps) beside ours.\n\n"
+    ours = [row for row in rows if (row.n, row.d) == (8, 8)]
+    if not any(row.comparable for row in ours):
+        setting = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in PUBLISHED_SETTING.items())
+        return text + (
+            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}), so its losses are not"
+            " set beside the published ones.\n"
+        )
+    text += "\nEqual compute, n = d = 8: the published reading beside ours, both trained alike.\n\n"
     text += "| model | published, 1x / 2x compute | ours, by inner steps (training steps/s) |\n"
     text += "|---|---|---|\n"
     for variant in dict.fromkeys([*PUBLISHED, *variants]):
-        ours = [row for row in rows if (row.n, row.d, row.variant) == (8, 8, variant)]
         published = PUBLISHED.get(variant)
         text += f"| {variant} | "
         text += "" if published is None else f"{published[0]} / {published[1]}"
         text += " | " + "; ".join(
-            f"{r.inner_steps}: {r.loss:.4f} ({r.steps_per_second:.2g}/s)" for r in ours
+            f"{r.inner_steps}: {r.loss:.4f} ({r.steps_per_second:.2g}/s)"
+            for r in ours
+            if r.variant == variant and r.comparable
         )
         text += " |\n"
     return text
@@ -205,7 +225,11 @@ def charts(rows: Sequence[Row], out: Path) -> None:
             ylabel="loss ÷ DSPN's loss",
         )
         plots.save(figure, out / f"by_{name}.png")
-    ours = [row for row in rows if (row.n, row.d) == (8, 8)]
+    # An older chart must not outlive the rows it was drawn from.
+    (out / "equal_compute.png").unlink(missing_ok=True)
+    ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
+    if not ours:
+        return
     steps = sorted({row.inner_steps for row in ours})
     groups = ["published, 1x", "published, 2x", *[f"ours, {s} inner steps" for s in steps]]
     series, deviations = {}, {}

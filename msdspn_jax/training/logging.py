@@ -43,7 +43,6 @@ class Logger:
         self._tensorboard = self._wandb = self._file = None
         if silent:
             return
-        self._file = (folder / "metrics.jsonl").open("a")
         if config.wandb:
             try:
                 import wandb
@@ -59,6 +58,7 @@ class Logger:
                 config=config.to_dict(),
                 resume="allow",
             )
+        self._file = (folder / "metrics.jsonl").open("a")
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
