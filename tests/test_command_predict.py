@@ -169,12 +169,12 @@ def test_the_truth_gives_average_precision(run, tmp_path, capsys):
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["images"] == 2
     # The third predicted object is not there, but ranked below both that are.
-    assert scores["average_precision"]["per_image"]["0.0625"] == 1
-    assert scores["average_precision"]["data_set"]["∞"] == 1
+    assert scores["ap_0.0625"] == 1
+    assert scores["dataset_ap_inf"] == 1
     picture(images[1], (0, 96, 0))  # Half a unit off, for one object of two.
     assert run(*images, scenes=truth, out="again") == 0
-    scores = json.loads((tmp_path / "again" / "scores.json").read_text())["average_precision"]
-    assert scores["per_image"]["0.25"] < scores["per_image"]["1"] == 1
+    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert scores["ap_0.25"] < scores["ap_1"] == 1
     assert run(tmp_path / "2.png", scenes=truth, out="third") == 2
     assert "has no scene of any of these images" in capsys.readouterr().err
 

@@ -261,11 +261,13 @@ class Predict:
         Console().print(table)
         if len(known) < len(found):
             print(f"not in {self.scenes}, not scored: {len(found) - len(known)}")
+        # Named as in the metrics of msdspn evaluate.
         scores = {
-            name.replace(" ", "_"): dict(zip(names, map(float, values), strict=True))
-            for name, values in rows.items()
+            f"{prefix}_{threshold:g}": float(value)
+            for prefix, values in zip(("ap", "dataset_ap"), rows.values(), strict=True)
+            for threshold, value in zip(AP_THRESHOLDS, values, strict=True)
         }
-        self._write("scores.json", {"images": len(known), "average_precision": scores})
+        self._write("scores.json", {"images": len(known), **scores})
 
     def _draw(
         self,
