@@ -19,6 +19,7 @@ from training_tasks import Config, compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax.training import loop, run
 from msdspn_jax.training.checkpoints import Checkpoints
+from msdspn_jax.training.supervise import FATE_SHARED, GO_ON, explained
 
 training_tasks.register()
 HERE = Path(__file__).parent
@@ -125,26 +126,98 @@ def test_two_processes_equal_one(tmp_path):
     assert lines == [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "one")]
 
 
+# Each joins the other and then does nothing: JAX's abort alone can tell that the other is gone.
+IDLE = """
+import sys, time
+from msdspn_jax.training.supervise import supervise
+
+code = supervise("idle")
+if code is not None:
+    sys.exit(code)
+import jax
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), heartbeat_timeout_seconds=10)
+print("joined", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="supervised on Linux only")
+def test_abort_by_jax_becomes_words():
+    address = f"localhost:{free_port()}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", IDLE, address, str(i)],
+            env=environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in (0, 1)
+    ]
+    try:
+        for process in both:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "joined\n"
+        both[0].kill()
+        _, err = both[1].communicate(timeout=60)
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert both[1].returncode == 2, err
+    assert "idle: another process is gone: UNAVAILABLE: " in err
+    assert err.endswith("Start all processes again with --resume.\n")
+    assert "stack trace" not in err
+    assert "Terminating process" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "log", "code", "words"),
+    [
+        (
+            signal.SIGABRT,
+            FATE_SHARED + b" absl::Status: A: gone:\n1\nmore\n",
+            2,
+            "gone: A: gone: 1\n",
+        ),
+        (signal.SIGABRT, FATE_SHARED + b" absl::Status: B: closed\nmore\n", 2, "gone: B: closed\n"),
+        (signal.SIGABRT, b"", 134, "ended by SIGABRT"),
+        (signal.SIGKILL, b"", 137, "ended by SIGKILL"),
+        (signal.SIGSEGV, FATE_SHARED, 139, "ended by SIGSEGV"),
+    ],
+    ids=["peers", "coordinator", "abort", "killed", "crash"],
+)
+def test_ends_by_signals_in_words(number, log, code, words):
+    found, message = explained(number, log)
+    assert found == code
+    assert words in message
+    assert message.endswith(GO_ON)
+
+
 @pytest.mark.slow
-def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path):
+@pytest.mark.parametrize("victim", [1, 0])
+def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     port, folder = free_port(), tmp_path / "run"
     flags = ["--batch-norm", "--host-data", "--delay", "0.05", "--steps", "400"]
     flags += ["--heartbeat-timeout", "10", "--log-every", "1", "--steps-per-dispatch", "2"]
-    first, second = (start(folder, i, port, *flags) for i in (0, 1))
+    both = [start(folder, i, port, *flags) for i in (0, 1)]
+    survivor = both[1 - victim]
     try:
-        wait_for_step(folder, 12, first)
-        second.send_signal(signal.SIGKILL)
+        wait_for_step(folder, 12, both[0])
+        both[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
-        _, err = first.communicate(timeout=90)
+        _, err = survivor.communicate(timeout=90)
         assert time.monotonic() - killed < 60
     finally:
-        for process in (first, second):
+        for process in both:
             process.kill()
             process.communicate()
-    assert first.returncode == 2, err[-3000:]
+    assert survivor.returncode == 2, err[-3000:]
     assert "another process is gone" in err
     assert "Start all processes again with --resume" in err
     assert "Traceback" not in err
+    assert "stack trace" not in err
     saved = Checkpoints(folder / "checkpoints", read_only=True).steps()
     assert saved
     assert saved[-1] >= 10

@@ -184,8 +184,8 @@ def tables(rows: Sequence[Row]) -> str:
     if not any(row.comparable for row in ours):
         setting = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in PUBLISHED_SETTING.items())
         return text + (
-            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}), so its losses are not"
-            " set beside the published ones.\n"
+            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}), so its losses are"
+            " not set beside the published ones.\n"
         )
     text += "\nEqual compute, n = d = 8: the published reading beside ours, both trained alike.\n\n"
     text += "| model | published, 1x / 2x compute | ours, by inner steps (training steps/s) |\n"

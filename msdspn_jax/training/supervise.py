@@ -104,10 +104,10 @@ def explained(number: int, log: bytes) -> tuple[int, str]:
         reason = f"{first} {rest.partition(chr(10))[0]}" if first.endswith(":") else first
         return 2, f"another process is gone: {reason[:300]}\n{GO_ON}"
     hint = {
-        signal.SIGABRT: "an error inside JAX or a library; what was logged above may say which.",
-        signal.SIGKILL: "by the system when memory runs out, or by someone.",
+        signal.SIGABRT: ": an error inside JAX or a library, which may be logged above",
+        signal.SIGKILL: ": out of memory, or someone asked for it",
     }.get(signal.Signals(number), "")
-    return 128 + number, f"the training process was ended by {name} {hint}".strip() + f"\n{GO_ON}"
+    return 128 + number, f"the training process was ended by {name}{hint}.\n{GO_ON}"
 
 
 def _pass_on(log: int, kept: list[bytes]) -> None:
