@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import jax
@@ -96,7 +97,7 @@ def test_resume_takes_what_is_not_given_from_the_run(tmp_path):
     assert cli.main(["train", "toy", "--run-dir", folder, "--resume", "--noise", "0.5"]) == 2
 
 
-def test_random_sets_from_training_to_figures(tmp_path, capsys):
+def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     size = ["--set-size", "2", "--set-dim", "2", "--inner-steps", "2", "--hidden-dim", "8"]
     size += ["--latent-dim", "8", "--batch-size", "4", "--val-size", "10", "--test-size", "6"]
@@ -117,6 +118,10 @@ def test_random_sets_from_training_to_figures(tmp_path, capsys):
     shown = capsys.readouterr().out
     for word in ("random-sets", "--set-size", "finished", "strip.png", "checkpoints: 1, 2"):
         assert word in shown.replace("\n", "")
+    opened = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: opened.append(command[-1]))
+    assert cli.main(["show", str(folder), "--open"]) == 0
+    assert {path.name for path in opened} >= {"strip.png", "curves.png"}
     assert cli.main(["show", str(tmp_path)]) == 0
     assert cli.main(["show", str(folder / "figures")]) == 2
 

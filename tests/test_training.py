@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_tasks
+from PIL import Image
 from training_tasks import Config, compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax.errors import UserError
-from msdspn_jax.training import loop, run, state
+from msdspn_jax.training import logging, loop, run, state
 from msdspn_jax.training.checkpoints import Checkpoints, checksum
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import epoch_positions
@@ -88,6 +89,42 @@ def test_training_writes_a_complete_run_folder_with_figures(tmp_path):
     assert record["task"] == "toy"
     assert record["versions"]["jax"] == jax.__version__
     assert record["config"]["noise"] == 0.1
+
+
+def test_tensorboard_gets_scalars_and_figures_while_training(tmp_path, monkeypatch):
+    real = training_tasks.build
+
+    def figures(variables, folder):
+        # One colour a step of training: pictures of the same name must not be one another's.
+        Image.new("RGB", (8, 8), (len(drawn), 0, 0)).save(folder / "predictions.png")
+        drawn.append(variables["params"]["w"].tolist())
+
+    monkeypatch.setattr(
+        training_tasks, "build", lambda c: dataclasses.replace(real(c), figures=figures)
+    )
+    drawn: list[list[float]] = []
+    folder = train(tmp_path / "run", tensorboard=True, figures_every=5).folder
+    assert len(drawn) == 4
+    assert len({tuple(w) for w in drawn}) == 4
+    (events,) = folder.glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    assert content.count(b"train/loss") == 4
+    assert content.count(b"val/loss") == 2
+    assert content.count(b"predictions") == content.count(b"\x89PNG") == 4
+
+
+def test_progress_line_says_how_it_goes(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
+    progress = logging.Progress(Config(steps=1000, progress=True), first_step=0)
+    values = {"loss": 0.25, "accuracy": 0.5, "inner_gradient_norm": 0.125, "other": 1.0}
+    progress.update(1, values)
+    assert capsys.readouterr().err == ""
+    clock[0] = 20.0
+    progress.update(100, values)
+    assert capsys.readouterr().err == (
+        "step 100/1000  loss 0.25  accuracy 0.5  inner gradient 0.125  5 steps/s  0:03:00 left\n"
+    )
 
 
 def test_training_line_is_the_mean_over_its_steps(tmp_path):
