@@ -403,12 +403,11 @@ def test_run_folder_that_cannot_be_made(tmp_path):
         train(tmp_path / "file" / "run")
 
 
-def test_batch_that_cannot_be_shared(tmp_path):
-    devices = jax.device_count()
-    if devices == 1:
-        pytest.skip("one device shares everything")
-    with pytest.raises(UserError, match="cannot be shared equally"):
-        train(tmp_path / "run", batch_size=devices + 1, parallel="shard-map")
+def test_batch_that_cannot_be_shared():
+    config = Config(batch_size=9, parallel="shard-map")
+    task = training_tasks.build(config)
+    with pytest.raises(UserError, match="--batch-size 9 cannot be shared equally by 2 devices"):
+        loop.StepRunner(task, config, devices=jax.devices()[:1] * 2)
 
 
 @pytest.mark.parametrize("field", ["batch_size", "replicates", "log_every", "learning_rate"])
