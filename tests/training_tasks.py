@@ -112,13 +112,13 @@ def compiled_once(tmp_path_factory):
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
     for name, value in before.items():
         jax.config.update(name, value)
-        del os.environ[name.upper()]
 
 
 @pytest.fixture(autouse=True)
