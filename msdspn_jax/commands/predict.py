@@ -101,6 +101,8 @@ class Predict:
 
     def execute(self) -> int:
         """Check the flags, read, predict, write; 1 if a file was skipped."""
+        import msdspn_jax
+
         self._check()
         notes = _Notes()
         pictures = collect(self.images, notes)
@@ -115,7 +117,11 @@ class Predict:
             return 1
         notes.show()
         entries = [scene_entry(p, objects, predictor.threshold) for p, objects in found]
-        info = {"version": "msdspn_jax", "threshold": predictor.threshold, **predictor.facts}
+        info = {
+            "version": f"msdspn_jax {msdspn_jax.__version__}",
+            "threshold": predictor.threshold,
+            **predictor.facts,
+        }
         self._write("predictions.json", {"info": info, "scenes": entries})
         _list(entries)
         if truth is not None:

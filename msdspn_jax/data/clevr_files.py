@@ -90,13 +90,15 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]
     Raises:
       UserError: it does not decode; ``where`` (the file's name) begins the message.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, where)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
+    except UnidentifiedImageError:  # Its own words are the address of a buffer.
+        raise UserError(f"{where}: not a readable image (of no known format)") from None
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
         raise UserError(f"{where}: not a readable image ({error})") from error
 
