@@ -443,6 +443,7 @@ def build(config: Config) -> Task:
         optimizer=outer_optimizer(config),
         monitor=("ap_mean", "max"),
         stage=stage,
+        stepwise=jax.default_backend() == "cpu",
         figures=figures,
         describe={
             "train_size": config.train_size or "fresh scenes, or all there are",
