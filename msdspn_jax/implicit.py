@@ -257,23 +257,16 @@ def implicit_vjp(
 ) -> tuple[Params, Any]:
     """Pull v back from the minimum to parameters and context, u being found by `solve`.
 
-    θ̄ = −∂/∂θ ⟨∇_Y E(Y; z, θ), P u⟩, and ⟨∇_Y E, p⟩ is the directional derivative of the energy
-    along p: one forward-mode pass inside one reverse-mode pass.
+    θ̄ = −∂/∂θ ⟨∇_Y E(Y; z, θ), P u⟩, by one reverse pass through the gradient. It pulls back to Y as
+    well, which gives the products with H; and the gradient itself, where P is to be taken, is the
+    pass's own forward half, so that nothing is computed twice.
     """
-    gradient, hessian = jax.linearize(lambda Y: fixed_point.gradient(params, context, Y), sets)
-    # P is symmetric, so its transpose, which is what jax.vjp applies, is P itself.
+    gradient, pull_back = jax.vjp(fixed_point.gradient, params, context, sets)
+    # H and P are symmetric, so their transposes, which are what reverse passes apply, will do.
     _, project = jax.vjp(fixed_point.project, sets - gradient)
-    linearisation = Linearisation(hessian, lambda v: project(v)[0])
+    linearisation = Linearisation(lambda v: pull_back(v)[2], lambda v: project(v)[0])
     p = linearisation.project(solve(linearisation, cotangent))
-
-    def slope(params, context):
-        def total_energy(sets):
-            return jnp.sum(fixed_point.energy(params, sets, context))
-
-        return jax.jvp(total_energy, (sets,), (p,))[1]
-
-    value, pull_back = jax.vjp(slope, params, context)
-    return pull_back(-jnp.ones_like(value))
+    return pull_back(-p)[:2]
 
 
 def _from_solve(name: str, solve: Solve) -> Implicit:

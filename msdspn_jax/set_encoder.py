@@ -29,6 +29,22 @@ def dense(features: int, fan_in: int, **kwargs) -> nn.Dense:
     return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
 
 
+class _Linear(nn.Module):
+    """The product and the bias of a linear layer, with the parameters of `dense`, not yet added."""
+
+    features: int
+    fan_in: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        init = uniform_fan_in(self.fan_in)
+        kernel = self.param("kernel", init, (self.fan_in, self.features))
+        bias = self.param("bias", init, (self.features,))
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        return inputs @ kernel, bias
+
+
 class SetEncoder(nn.Module):
     """g(Y): Linear, ReLU, Linear on every element, then a pool over the elements.
 
@@ -80,10 +96,9 @@ class SetEncoder(nn.Module):
             hidden, mask = self._pairs(sets, mask)
         else:
             hidden = dense(self.hidden_dim, sets.shape[-1], name="hidden", dtype=self.dtype)(sets)
-        features = dense(self.latent_dim, self.hidden_dim, name="output", dtype=self.dtype)(
-            nn.relu(hidden)
-        )
-        return self._pool(features, mask)
+        output = _Linear(self.latent_dim, self.hidden_dim, name="output", dtype=self.dtype)
+        features, bias = output(nn.relu(hidden))
+        return self._pool(features, bias, mask)
 
     def _pairs(self, sets, mask):
         """Hidden features of all pairs: [y_i, y_j] K = y_i K₁ + y_j K₂, n rows each, not n²."""
@@ -98,19 +113,26 @@ class SetEncoder(nn.Module):
             mask = (mask[:, :, None] & mask[:, None, :]).reshape(batch, n * n)
         return pairs.reshape(batch, n * n, self.hidden_dim), mask
 
-    def _pool(self, features, mask):
+    def _pool(self, features, bias, mask):
+        # What all elements share leaves their ranks alone and comes out of the pool as a multiple.
+        # Added there, it costs no pass over the features, the widest arrays there are.
         if self.pool == "sum":
-            return pooling.sum_pool(features, mask=mask)
+            if mask is None:
+                return pooling.sum_pool(features) + features.shape[-2] * bias
+            return pooling.sum_pool(features + bias, mask=mask)
         if self.pool == "mean":
-            return pooling.mean_pool(features, mask=mask)
+            if mask is None:
+                return pooling.mean_pool(features) + bias
+            return pooling.mean_pool(features + bias, mask=mask)
         fixed = self.pool == "fspool"
         positions = (self.set_size**2 if self.relational else self.set_size) if fixed else 0
         rows = positions if fixed else self.num_knots
         init = nn.initializers.normal(rows**-0.5)
-        weight = self.param("pool_weight", init, (rows, self.latent_dim))
-        weight = weight.astype(features.dtype)
+        weight = self.param("pool_weight", init, (rows, self.latent_dim)).astype(features.dtype)
+        if fixed and mask is None:
+            return pooling.fspool(features, weight, method=self.rank_method) + bias * weight.sum(0)
+        if mask is None:
+            mask = jnp.ones(features.shape[:-1], bool)
         if not fixed:
-            if mask is None:
-                mask = jnp.ones(features.shape[:-1], bool)
             weight = pooling.continuous_weight(weight, mask)
-        return pooling.fspool(features, weight, mask=mask, method=self.rank_method)
+        return pooling.fspool(features + bias, weight, mask=mask, method=self.rank_method)
