@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 
 from msdspn_jax import artefact, cli, model_file
+from msdspn_jax.commands.export import predict_function
 from msdspn_jax.data import clevr as layout
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks import clevr
@@ -109,6 +112,7 @@ def test_an_artefact_runs_without_the_model(box, tmp_path):
         settings = json.loads(archive.read("settings.json"))
     assert settings["model"] == "slot-mlp"
     assert (settings["size"], settings["step"], settings["seed"]) == (16, 3, 0)
+    assert settings["threshold"] == -10
     assert settings["platforms"] == ["cpu", "cuda", "rocm", "tpu"]
     alone = run(ALONE, tmp_path / "cache", tmp_path / "predict.py", path, image)
     assert alone.returncode == 0, alone.stderr
@@ -188,6 +192,37 @@ def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, cap
     monkeypatch.setattr(artefact, "difference", lambda *_: 0.1)
     assert cli.main([*argv, "--overwrite"]) == 2
     assert "predictions differ from the model's by 1.0e-01" in capsys.readouterr().err
+
+
+def test_every_image_has_the_key_of_the_seed():
+    class Predictor:
+        def predict(self, variables, images, keys, *, inner_steps):
+            objects = (variables, jax.random.key_data(keys), inner_steps)
+            return SimpleNamespace(objects=objects)
+
+    model: Any = SimpleNamespace(predictor=Predictor())
+    variables, keys, steps = predict_function(model, inner_steps=7, seed=4)("v", np.zeros((3, 2)))
+    assert (variables, steps) == ("v", 7)
+    np.testing.assert_array_equal(keys, [jax.random.key_data(jax.random.key(4))] * 3)
+
+
+def test_a_run_is_exported(weights, tmp_path, monkeypatch, capsys):
+    model, asked = model_file.load_model(weights("slot-mlp")), []
+
+    def load_run(folder, *, checkpoint):
+        asked.append(checkpoint)
+        return SimpleNamespace(config=model.config, variables=[model.variables, None], step=9)
+
+    monkeypatch.setattr("msdspn_jax.training.run.load_run", load_run)
+    (tmp_path / "config.json").write_text(json.dumps({"task": "clevr"}))
+    out = tmp_path / "w.safetensors"
+    argv = ["export", "--run", str(tmp_path), "--weights", str(out), "--overwrite"]
+    for flags in ([], ["--checkpoint", "latest"], ["--checkpoint", "9"]):
+        assert cli.main([*argv, *flags]) == 0
+    assert asked == ["best", "latest", 9]
+    assert model_file.load_model(out).step == 9
+    assert cli.main([*argv, "--checkpoint", "newest"]) == 2
+    assert "must be best, latest or a step, got 'newest'" in capsys.readouterr().err
 
 
 def test_bad_flags_are_told(box, tmp_path, capsys):

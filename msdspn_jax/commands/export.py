@@ -91,7 +91,7 @@ class Export:
         )
         config: Any = model.config
         facts = {
-            "source": source,
+            "source": Path(source).name,
             "step": model.step,
             "model": config.model,
             "inner_steps": steps_of(model, self.inner_steps),
