@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 import training_tasks
@@ -193,6 +194,25 @@ def test_ends_by_signals_in_words(number, log, code, words):
     assert found == code
     assert words in message
     assert message.endswith(GO_ON)
+
+
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+def test_broken_collective_is_a_lost_process(tmp_path, monkeypatch, kind):
+    config = Config(run_dir=str(tmp_path), steps=2)
+    trainer = loop._Trainer(training_tasks.build(config), config, tmp_path)
+
+    def agree(*_):
+        raise kind("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+
+    monkeypatch.setattr(loop, "agree", agree)
+    with pytest.raises(kind):  # alone, it is some other error
+        trainer.run()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(loop.LostPeer, match=r"another process is gone \(at step 0\): UNKNOWN: Gl"):
+        trainer.run()
+    monkeypatch.setattr(loop, "agree", lambda *_: int("a bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        trainer.run()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -411,8 +412,10 @@ def _explained(trainer: _Trainer) -> Iterator[None]:
                 f" {trainer._advice().split('. ')[0]}. Make room, then go on with --resume."
             ) from error
         raise UserError(f"could not write to {trainer.folder}: {error}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Where dispatch itself meets the broken connection, JAX raises ValueError.
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError) or re.match(r"[A-Z_]+: ", str(error))
+        if jax.process_count() == 1 or not of_jax:
             raise
         raise LostPeer(
             f"another process is gone (at step {trainer.step}):"
