@@ -32,7 +32,10 @@ _ARITHMETIC = {
 
 
 def _operations(jaxpr: Any) -> tuple[int, list[int]]:
-    """Arithmetic operations of a program on scalars: outside loops, and in each loop's body."""
+    """Arithmetic operations of a program: outside loops, and in each loop's body.
+
+    Loops of a known length count as outside, that often.
+    """
     outside, loops = 0, []
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -42,10 +45,11 @@ def _operations(jaxpr: Any) -> tuple[int, list[int]]:
         elif "jaxpr" in equation.params:
             inner = equation.params["jaxpr"]
             more, deeper = _operations(getattr(inner, "jaxpr", inner))
-            outside += more
-            loops += deeper
+            times = equation.params["length"] if name == "scan" else 1
+            outside += times * more
+            loops += [times * body for body in deeper]
         elif name in _ARITHMETIC:
-            outside += 1
+            outside += equation.outvars[0].aval.size
     return outside, loops
 
 
@@ -78,28 +82,40 @@ def _operations_per_pixel(scene: clevr_scenes.Scene, quality: clevr_render.Quali
     share = pixels / (geometry.REFERENCE_WIDTH * geometry.REFERENCE_HEIGHT)
     metal = float(share[np.asarray(scene.material) == 1].sum())
     one = jnp.float32(1.0)
-    p, index = (one, one, one), jnp.int32(0)
+    p, index, visible = (one, one, one), jnp.int32(0), jnp.ones(4)
 
     def primary(u, v):
         d = geometry.camera_ray(scene.camera, u, v)
         return geometry.nearest_body(bodies, p, d), geometry.ground_entry(p, d)
 
-    def ground(p):
-        return clevr_render._shade_ground(bodies, lights, p, (one, one))
+    def shadows(p):
+        return clevr_render._visibility(bodies, lights, p, (one, one), skip=index)
 
-    def on_body(p, material):
-        return clevr_render._shade_bodies(
-            table, bodies, lights, p, p, p[0], index, (one, one), material, quality
+    def mixed(grey):
+        color = clevr_render._each_channel(lambda mix: mix(grey * visible) + one)
+        return clevr_render._srgb(color)
+
+    def ground(p):
+        normal = geometry.ground_normal(p[0], p[1])
+        return (
+            geometry.ground_entry(p, p),
+            clevr_render._direct_diffuse(lights, p, normal, visible),
+            clevr_render._ambient_ground(p),
+            clevr_render._bounce(bounce_table, bodies, p),
         )
 
-    def bounce(p):
-        return clevr_render._bounce(bounce_table, bodies, p)
+    def on_body(p, material):
+        return clevr_render._srgb(
+            clevr_render._shade_bodies(
+                table, bodies, lights, p, p, index, visible, (one, one), material, quality
+            )
+        )
 
-    sample = _count(primary, number, one, one) + _count(ground, number, p)
+    sample = _count(primary, number, one, one) + _count(shadows, number, p)
+    sample += _count(mixed, number, visible)
     sample += (share.sum() - metal) * _count(lambda p: on_body(p, 0), number, p)
     sample += metal * _count(lambda p: on_body(p, 1), number, p)
-    sample += _count(clevr_render._srgb, number, one) * 3
-    return quality.grid**2 * sample + _count(bounce, [sum(number)], p)
+    return quality.grid**2 * sample + _count(ground, [sum(number)], p)
 
 
 def machine_rate(repeat: int = 5) -> float:

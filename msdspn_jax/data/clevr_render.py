@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from msdspn_jax.data import clevr_scenes
 from msdspn_jax.data.clevr import COLOR_RGB
@@ -30,6 +30,7 @@ from msdspn_jax.data.clevr_render_geometry import (
     sub,
     sweep_coordinates,
     tracking_axes,
+    unstack,
     where,
 )
 from msdspn_jax.data.clevr_scenes import Scene, lax_map, scene_bodies, scene_objects
@@ -73,22 +74,45 @@ QUALITIES = {
 
 
 class Lights(NamedTuple):
-    places: list[Vec]
-    axes: list[tuple[Vec, Vec, Vec]]
+    """The key, fill and back lamp and the sun; one of them without the axis of four.
 
+    The sun is a lamp with ``near`` zero: the way from p to its point x is x - near p.
+    """
 
-def _lights(scene: Scene) -> Lights:
-    places, axes = [], []
-    for k in range(3):
-        axis = tracking_axes(scene.lamps[k])
-        axes.append(axis)
-        places.append(tuple(scene.lamps[k][i] for i in range(3)))
-    return Lights(places, axes)
+    place: Float[Array, "*four 3"]
+    near: Float[Array, "*four"]
+    right: Float[Array, "*four 3"]
+    """Edge of the square (of the sun's disc, nearly), as long as it is."""
+    up: Float[Array, "*four 3"]
+    facing: Float[Array, "*four 3"]
+    """Unit vector from which the front is seen."""
+    half_side: Float[Array, "*four"]
+    power: Float[Array, "*four"]
 
 
 _SUN_ACROSS = np.array([-SUN_DIRECTION[1], SUN_DIRECTION[0], 0.0])
 _SUN_ACROSS /= np.linalg.norm(_SUN_ACROSS)
 _SUN_UP = np.cross(SUN_DIRECTION, _SUN_ACROSS)
+_SUN_SIDE = 1.7 * float(np.tan(SUN_HALF_ANGLE))
+_COLOR = np.array([*LAMP_COLOR, (1.0, 1.0, 1.0)], np.float32)
+
+
+def _lights(scene: Scene) -> Lights:
+    right, up, facing = (jnp.stack(axis, axis=-1) for axis in tracking_axes(scene.lamps))
+    side = np.array(LAMP_SIDE, np.float32)[:, None]
+
+    def with_sun(lamps, sun):
+        return jnp.concatenate([lamps, jnp.asarray(sun, jnp.float32)[None]])
+
+    return Lights(
+        place=with_sun(scene.lamps, SUN_DIRECTION),
+        near=with_sun(jnp.ones(3), 0.0),
+        right=with_sun(right * side, _SUN_SIDE * _SUN_ACROSS),
+        up=with_sun(up * side, _SUN_SIDE * _SUN_UP),
+        facing=with_sun(facing, SUN_DIRECTION),
+        half_side=with_sun(np.array(LAMP_SIDE) / 2, SUN_HALF_ANGLE),
+        power=jnp.array([*LAMP_POWER, SUN_IRRADIANCE]),
+    )
 
 
 def _offsets(sub_sample, grid: int):
@@ -101,41 +125,50 @@ def _offsets(sub_sample, grid: int):
     )
 
 
-def _visibility(bodies: Bodies, lights: Lights, p: Vec, offsets, skip=None):
-    """Whether a point of the key, fill and back lamp and of the sun is seen from p: 0.0 or 1.0."""
+def _way(light: Lights, p: Vec) -> Vec:
+    """From p to the middle of one light."""
+    return sub(unstack(light.place), scale(p, light.near))
+
+
+def _visibility(bodies: Bodies, lights: Lights, p: Vec, offsets, skip=None) -> Bool[Array, "4 *p"]:
+    """Whether one point of each light is seen from p."""
     ox, oy = offsets
-    targets = [
-        add(place, add(scale(axes[0], ox * side), scale(axes[1], oy * side)))
-        for place, axes, side in zip(lights.places, lights.axes, LAMP_SIDE, strict=True)
-    ]
-    r = 1.7 * float(np.tan(SUN_HALF_ANGLE))
-    sun = add(
-        SUN_DIRECTION,  # type: ignore
-        add(scale(_three(_SUN_ACROSS.tolist()), ox * r), scale(_three(_SUN_UP.tolist()), oy * r)),
-    )
-    bits = blocked(bodies, p, targets, [sun], skip=skip)
-    return [1.0 - ((bits >> k) & 1).astype(jnp.float32) for k in range(4)]
+
+    def one(light):
+        across = add(scale(unstack(light.right), ox), scale(unstack(light.up), oy))
+        return ~blocked(bodies, p, add(_way(light, p), across), skip=skip)
+
+    return jax.lax.map(one, lights)
 
 
-def _incident(lights: Lights, p: Vec):
-    """Direction to each light and irradiance (grey, colour) across that direction."""
-    for place, axes, power, color in zip(
-        lights.places, lights.axes, LAMP_POWER, LAMP_COLOR, strict=True
-    ):
-        d = sub(place, p)
-        inverse_square = 1.0 / dot(d, d)
-        direction = scale(d, jnp.sqrt(inverse_square))
-        yield direction, power * dot(direction, axes[2]) * inverse_square, color
-    yield SUN_DIRECTION, SUN_IRRADIANCE, (1.0, 1.0, 1.0)
+def _incident(light: Lights, p: Vec):
+    """Direction to one light, irradiance across that direction, inverse squared distance."""
+    way = _way(light, p)
+    inverse_square = 1.0 / dot(way, way)
+    direction = scale(way, jnp.sqrt(inverse_square))
+    irradiance = light.power * inverse_square * dot(direction, unstack(light.facing))
+    return direction, irradiance, inverse_square
 
 
-def _direct_diffuse(lights: Lights, p: Vec, n: Vec, visible) -> Vec:
-    """Irradiance."""
-    total = (0.0, 0.0, 0.0)
-    for (direction, irradiance, color), v in zip(_incident(lights, p), visible, strict=True):
-        e = irradiance * jnp.maximum(dot(n, direction), 0.0) * v
-        total = tuple(t + e * c for t, c in zip(total, color, strict=True))
-    return total  # type: ignore
+def _each_channel(function, *planes):
+    """``function(mix, *planes)`` for red, green, blue: ``mix`` sums grey light [4, *p] up."""
+
+    def one(each):
+        color, *values = each
+        return function(lambda light: sum(color[k] * light[k] for k in range(4)), *values)
+
+    return jax.lax.map(one, (jnp.asarray(_COLOR).T, *planes))
+
+
+def _direct_diffuse(lights: Lights, p: Vec, n: Vec, visible) -> Float[Array, "4 *p"]:
+    """Irradiance, grey, off each light."""
+
+    def one(each):
+        light, seen = each
+        direction, irradiance, _ = _incident(light, p)
+        return irradiance * jnp.maximum(dot(n, direction), 0.0) * seen
+
+    return jax.lax.map(one, (lights, visible))
 
 
 def _fresnel(ior: float, cosine):
@@ -150,69 +183,67 @@ def _smith(alpha2, cosine2):
     return 2.0 / (1.0 + jnp.sqrt(1.0 + alpha2 * (1.0 - cosine2) / jnp.maximum(cosine2, 1e-6)))
 
 
-def _rubber(lights: Lights, p: Vec, n: Vec, view: Vec, albedo: Vec, visible, ambient: Vec) -> Vec:
+def _rubber(
+    lights: Lights, p: Vec, n: Vec, view: Vec, albedo: Float[Array, "3 *p"], visible
+) -> Float[Array, "3 *p"]:
     nv = jnp.clip(dot(n, view), 1e-3, 1.0)
     f1, f2 = _fresnel(1.2, nv), _fresnel(1.4, nv)
-    diffuse, velvet, glossy = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
-    for (direction, irradiance, color), v in zip(_incident(lights, p), visible, strict=True):
+
+    def one(each):
+        light, seen = each
+        direction, irradiance, _ = _incident(light, p)
         nl = jnp.maximum(dot(n, direction), 0.0)
         half = normalise(add(direction, view))
         nh = jnp.clip(dot(n, half), 1e-3, 0.9999)
         vh = jnp.maximum(jnp.abs(dot(view, half)), 1e-3)
-        e = irradiance * v
+        e = irradiance * seen
+        g = jnp.where(nl > 0, jnp.minimum(1.0, 2 * nh / vh * jnp.minimum(nv, nl)), 0.0) * e / nv
         nh2 = nh * nh
         sin2 = 1 - nh2
         d = jnp.exp(-nh2 / (sin2 * 0.36)) / (0.36 * np.pi * sin2 * sin2)
-        g = jnp.minimum(1.0, 2 * nh / vh * jnp.minimum(nv, nl))
-        w = jnp.where(nl > 0, 0.25 * d * g / nv, 0.0) * e
         beckmann = jnp.exp(-sin2 / (nh2 * 0.1225)) / (np.pi * 0.1225 * nh2 * nh2)
-        s = jnp.where(nl > 0, 0.8 * beckmann * g / (4 * nv), 0.0) * e
-        diffuse = tuple(a + e * nl * c for a, c in zip(diffuse, color, strict=True))
-        velvet = tuple(a + w * c for a, c in zip(velvet, color, strict=True))
-        glossy = tuple(a + s * c for a, c in zip(glossy, color, strict=True))
-    return tuple(
-        (1 - f1) * c * ((1 - f2) / np.pi * (dd + aa) + f2 * (vv + aa / np.pi))
-        + f1 * (gg + 0.8 * aa / np.pi)
-        for c, dd, aa, vv, gg in zip(albedo, diffuse, ambient, velvet, glossy, strict=True)
-    )  # type: ignore
+        return e * nl, 0.25 * d * g, 0.2 * beckmann * g
+
+    diffuse, velvet, glossy = jax.lax.map(one, (lights, visible))
+    ambient = _ambient_body(n)
+
+    def channel(mix, albedo):
+        soft = (1 - f2) / np.pi * (mix(diffuse) + ambient) + f2 * (mix(velvet) + ambient / np.pi)
+        return (1 - f1) * albedo * soft + f1 * (mix(glossy) + 0.8 * ambient / np.pi)
+
+    return _each_channel(channel, albedo)
 
 
-def _metal_direct(lights, p: Vec, n: Vec, tangent: Vec, view: Vec, visible, footprint) -> Vec:
-    """Light of the lamps off both lobes, before the albedo."""
+def _metal_direct(
+    lights: Lights, p: Vec, n: Vec, tangent: Vec, view: Vec, visible
+) -> Float[Array, "4 *p"]:
+    """Light of each lamp off both lobes, grey, before the albedo."""
     nv = jnp.clip(dot(n, view), 1e-3, 1.0)
     bitangent = cross(n, tangent)
-    total = (0.0,) * 3
-    sides = (*LAMP_SIDE, 2 * SUN_HALF_ANGLE)
-    for k, (direction, irradiance, color) in enumerate(_incident(lights, p)):
+
+    def one(each):
+        light, seen = each
+        direction, irradiance, inverse_square = _incident(light, p)
         nl = jnp.maximum(dot(n, direction), 0.0)
         half = normalise(add(direction, view))
         nh = jnp.clip(dot(n, half), 1e-3, 1.0)
         th, bh = dot(tangent, half), dot(bitangent, half)
-        lit = jnp.where(nl > 0, irradiance * visible[k] / (4 * nv), 0.0)
+        lit = jnp.where(nl > 0, irradiance * seen / (4 * nv), 0.0)
         ax, ay = 0.15, 0.2667
         q = (th / ax) ** 2 + (bh / ay) ** 2 + nh * nh
         rough = 0.4 / (np.pi * ax * ay * q * q)
         rough = rough * _smith(0.04, nv * nv) * _smith(0.04, nl * nl)
-        if k < 3:
-            d = sub(lights.places[k], p)
-            spread2 = (sides[k] / 2) ** 2 / dot(d, d)
-        else:
-            spread2 = SUN_HALF_ANGLE**2
-        a2 = 0.01**2 + spread2 / 6 + footprint
+        # A lamp's size widens the sharp lobe.
+        a2 = 0.01**2 + light.half_side**2 * inverse_square / 6 + FOOTPRINT
         q = (1 - nh * nh) / a2 + nh * nh
         sharp = 0.6 / (np.pi * a2 * q * q)
-        value = lit * (rough + sharp)
-        total = tuple(t + value * c for t, c in zip(total, color, strict=True))
-    return total  # type: ignore
+        return lit * (rough + sharp)
 
-
-class Table(NamedTuple):
-    """Attributes of the bodies by column, for one matrix product with one-hot rows."""
-
-    columns: Float[Array, "11 11"]
+    return jax.lax.map(one, (lights, visible))
 
 
 def _table(scene: Scene, bodies: Bodies) -> Float[Array, "10 10"]:
+    """Attributes of the bodies: x, y, radius, cos, sin, shape, material, albedo."""
     albedo = jnp.asarray(_ALBEDO)[scene.color[bodies.order]]
     return jnp.stack(
         [
@@ -224,13 +255,13 @@ def _table(scene: Scene, bodies: Bodies) -> Float[Array, "10 10"]:
             scene.shape[bodies.order].astype(jnp.float32),
             scene.material[bodies.order].astype(jnp.float32),
             *albedo.T,
-        ],
-        axis=0,
+        ]
     )
 
 
-def _lookup(table, index):
-    return [jnp.take(row, index, mode="clip") for row in table]
+def _lookup(rows, index):
+    """Each row at the index."""
+    return jax.lax.map(lambda row: jnp.take(row, index, mode="clip"), rows)
 
 
 def _body_point(attributes, p: Vec):
@@ -242,7 +273,7 @@ def _body_point(attributes, p: Vec):
     n = (c * n[0] - s * n[1], s * n[0] + c * n[1], n[2])
     tangent = (-q[1], q[0], jnp.zeros_like(q[0]))
     tangent = sub(tangent, scale(n, dot(tangent, n)))
-    return n, normalise(tangent), q
+    return n, normalise(tangent)
 
 
 def _three(values) -> Vec:
@@ -250,17 +281,15 @@ def _three(values) -> Vec:
     return x, y, z
 
 
-def _ambient_body(n: Vec, q: Vec) -> Vec:
+def _ambient_body(n: Vec):
     """Irradiance off the ground onto a body."""
-    e = np.pi * 0.2 * 0.5 * (1 - n[2])
-    return (e, e, e)
+    return np.pi * 0.2 * 0.5 * (1 - n[2])
 
 
-def _ambient_ground(p: Vec) -> Vec:
+def _ambient_ground(p: Vec):
     """Irradiance on the ground off the backdrop (fitted; it grows towards the backdrop)."""
     across, _ = sweep_coordinates(p[0], p[1])
-    e = np.pi / GROUND_ALBEDO * (0.0124 + 0.00118 * jnp.clip(across + 14.0, -9.0, 18.0))
-    return (e, e, e)
+    return np.pi / GROUND_ALBEDO * (0.0124 + 0.00118 * jnp.clip(across + 14.0, -9.0, 18.0))
 
 
 def _bounce_table(scene: Scene, bodies: Bodies, lights: Lights) -> Float[Array, "3 3 10"]:
@@ -270,10 +299,13 @@ def _bounce_table(scene: Scene, bodies: Bodies, lights: Lights) -> Float[Array, 
     """
     angles = jnp.arange(16) * (2 * np.pi / 16)
     ux, uy = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    total = jnp.full((3, 16, MAX_OBJECTS), SIDE_AMBIENT)
-    for direction, irradiance, color in _incident(lights, (bodies.x, bodies.y, bodies.radius)):
-        side = irradiance * jnp.maximum(ux * direction[0] + uy * direction[1], 0.0)
-        total = total + jnp.asarray(color)[:, None, None] * side
+
+    def one(light):
+        p = (bodies.x, bodies.y, bodies.radius)
+        direction, irradiance, _ = _incident(light, p)
+        return irradiance * jnp.maximum(ux * direction[0] + uy * direction[1], 0.0)
+
+    total = SIDE_AMBIENT + jnp.einsum("lc,lkj->ckj", _COLOR, jax.lax.map(one, lights))
     basis = jnp.stack([jnp.ones(16), 2 * jnp.cos(angles), 2 * jnp.sin(angles)]) / 16
     strength = jnp.asarray(BOUNCE)[scene.shape[bodies.order], scene.material[bodies.order]]
     strength = jnp.where(jnp.arange(MAX_OBJECTS) < bodies.first[3], strength, 0.0)
@@ -300,17 +332,13 @@ def _bounce(table, bodies: Bodies, p: Vec) -> Vec:
     return jax.lax.fori_loop(0, bodies.first[3], body, (jnp.zeros_like(p[0]),) * 3)
 
 
-def _shade_ground(bodies, lights, p: Vec, offsets) -> Vec:
-    n = ground_normal(p[0], p[1])
-    visible = _visibility(bodies, lights, p, offsets)
-    e = add(_direct_diffuse(lights, p, n, visible), _ambient_ground(p))
-    return scale(e, GROUND_ALBEDO / np.pi)
-
-
 def _environment(
-    table, bodies, lights, p: Vec, direction: Vec, offsets, skip, shadows: bool
-) -> Vec:
-    """Radiance that arrives at p along -direction: one hit, shaded."""
+    table, bodies: Bodies, lights: Lights, p: Vec, direction: Vec, offsets, skip, quality: Quality
+) -> Float[Array, "3 2 *p"]:
+    """Radiance that arrives at p along -direction: one hit, shaded.
+
+    ``direction`` has an axis more than p, of two: the sharp reflection and the blurred one.
+    """
     t, index = nearest_body(bodies, p, direction, skip=skip, steps=2)
     tg, met = ground_entry(p, direction, steps=3)
     hit = index >= 0
@@ -318,66 +346,65 @@ def _environment(
     t = jnp.where(hit, t, jnp.where(met, tg, 1.0))
     q = add(p, scale(direction, t))
     attributes = _lookup(table, jnp.maximum(index, 0))
-    n, _, _ = _body_point(attributes, q)
+    n, _ = _body_point(attributes, q)
     n = where(hit, n, ground_normal(q[0], q[1]))
-    if shadows:
-        visible = _visibility(bodies, lights, q, offsets, skip=jnp.where(hit, index, -1))
+    # index is -1 on the ground: nothing skipped.
+    if quality.rough_shadows:
+        visible = _visibility(bodies, lights, q, offsets, skip=index).astype(jnp.float32)
     else:
-        visible = (ROUGH_LIT,) * 4
+        sharp = _visibility(bodies, lights, _three(a[0] for a in q), offsets, skip=index[0])
+        rough = jnp.full_like(sharp, ROUGH_LIT, jnp.float32)
+        visible = jnp.stack([sharp.astype(jnp.float32), rough], axis=1)
     e = _direct_diffuse(lights, q, n, visible)
-    ambient = where(hit, _ambient_body(n, q), _ambient_ground(q))
-    albedo = where(hit, _three(attributes[7:10]), _three([GROUND_ALBEDO] * 3))
-    diffuse = tuple(a * (x + y) / np.pi for a, x, y in zip(albedo, e, ambient, strict=True))
+    ambient = jnp.where(hit, _ambient_body(n), _ambient_ground(q))
     # A metal seen in a metal: its rough lobe as if diffuse, its sharp one as the plain ground.
     metal = hit & (attributes[6] > 0.5)
     mirrored_z = direction[2] - 2 * dot(direction, n) * n[2]
     ground = 0.2 * jnp.clip(0.5 - 2 * mirrored_z, 0.0, 1.0)
-    specular = tuple(a * (0.4 / np.pi * x + ground) for a, x in zip(albedo, e, strict=True))
-    result = where(metal, _three(specular), _three(diffuse))
-    return where(hit | met, result, (0.0, 0.0, 0.0))
+    factor = jnp.where(metal, 0.4 / np.pi, 1.0 / np.pi)
+    rest = jnp.where(metal, ground, ambient / np.pi)
+
+    def channel(mix, albedo):
+        albedo = jnp.where(hit, albedo, GROUND_ALBEDO)
+        return jnp.where(hit | met, albedo * (factor * mix(e) + rest), 0.0)
+
+    return _each_channel(channel, attributes[7:10])
 
 
 def _shade_bodies(
     table,
-    bodies,
-    lights,
-    origin: Vec,
+    bodies: Bodies,
+    lights: Lights,
+    p: Vec,
     direction: Vec,
-    t,
     index,
+    visible,
     offsets,
-    material,
+    material: int,
     quality: Quality,
-):
-    p = add(origin, scale(direction, t))
+) -> Float[Array, "3 *p"]:
     attributes = _lookup(table, index)
-    n, tangent, q = _body_point(attributes, p)
+    n, tangent = _body_point(attributes, p)
     view = scale(direction, -1.0)
-    albedo = _three(attributes[7:10])
-    visible = _visibility(bodies, lights, p, offsets, skip=index)
+    albedo = attributes[7:10]
     if material == 0:
-        return _rubber(lights, p, n, view, albedo, visible, _ambient_body(n, q))
-    direct = _metal_direct(lights, p, n, tangent, view, visible, FOOTPRINT)
-    mirrored = add(direction, scale(n, -2 * dot(direction, n)))
-    sharp = _environment(table, bodies, lights, p, mirrored, offsets, index, True)
-    # Rough lobe: one of four half vectors of the anisotropic distribution.
+        return _rubber(lights, p, n, view, albedo, visible)
+    direct = _metal_direct(lights, p, n, tangent, view, visible)
+    # Rough lobe: one of the half vectors of the anisotropic distribution. Sharp: the normal.
     ox, oy = offsets
-    bitangent = cross(n, tangent)
-    half = normalise(
-        add(
-            n,
-            add(
-                scale(tangent, 0.15 * 1.8 * ox),
-                scale(bitangent, 0.2667 * 1.8 * oy),
-            ),
-        )
-    )
-    rough = add(direction, scale(half, -2 * dot(direction, half)))
-    below = jnp.minimum(dot(rough, n), 0.0)
-    rough = normalise(add(rough, scale(n, -2 * below)))
-    rough = _environment(table, bodies, lights, p, rough, offsets, index, quality.rough_shadows)
-    return tuple(
-        c * (d + 0.6 * s + 0.4 * r) for c, d, s, r in zip(albedo, direct, sharp, rough, strict=True)
+    blur = add(scale(tangent, 0.15 * 1.8 * ox), scale(cross(n, tangent), 0.2667 * 1.8 * oy))
+
+    def reflect(roughness):
+        half = normalise(add(n, scale(blur, roughness)))
+        way = add(direction, scale(half, -2 * dot(direction, half)))
+        return normalise(add(way, scale(n, -2 * jnp.minimum(dot(way, n), 0.0))))
+
+    both = jax.lax.map(reflect, jnp.array([0.0, 1.0]))
+    seen = _environment(table, bodies, lights, p, both, offsets, index, quality)
+    return _each_channel(
+        lambda mix, albedo, seen: albedo * (mix(direct) + 0.6 * seen[0] + 0.4 * seen[1]),
+        albedo,
+        seen,
     )
 
 
@@ -414,7 +441,11 @@ def _tent(planes, axis: int):
 def _render_scene(
     scene: Scene, height: int, width: int, quality: Quality
 ) -> Float[Array, "height width 3"]:
-    """One scene in sRGB, 0 to 1."""
+    """One scene in sRGB, 0 to 1.
+
+    The loops over lights and channels are fences as well: XLA fuses what is not in a loop into each
+    of its consumers, computes it that often and, beside a gather, without vector instructions.
+    """
     grid = quality.grid
     bodies = scene_bodies(scene)
     lights = _lights(scene)
@@ -423,76 +454,83 @@ def _render_scene(
     pixels = height * width
     total = grid * grid * pixels
 
-    def ray(index):
-        sub_sample, pixel = index // pixels, index % pixels
-        y, x = pixel // width, pixel % width
-        u = x.astype(jnp.float32) + (sub_sample % grid + 0.5) / grid
-        v = y.astype(jnp.float32) + (sub_sample // grid + 0.5) / grid
-        u, v = u * (REFERENCE_WIDTH / width), v * (REFERENCE_HEIGHT / height)
-        return camera_ray(scene.camera, u, v), _offsets(sub_sample, grid)
+    def position(sub_sample, pixel):
+        """Pixels of the 480x320 image."""
+        u = (pixel % width).astype(jnp.float32) + (sub_sample % grid + 0.5) / grid
+        v = (pixel // width).astype(jnp.float32) + (sub_sample // grid + 0.5) / grid
+        return u * (REFERENCE_WIDTH / width), v * (REFERENCE_HEIGHT / height)
 
-    samples = jnp.arange(total)
-    direction, offsets = ray(samples)
+    # Samples are [sub-sample, pixel].
+    sub_samples = jnp.arange(grid * grid)[:, None]
+    u, v = position(sub_samples, jnp.arange(pixels)[None, :])
+    direction = camera_ray(scene.camera, u, v)
+    offsets = _offsets(sub_samples, grid)
     t, index = nearest_body(bodies, camera, direction)
-    tg, _ = ground_entry(camera, direction)
-    floor = add(camera, scale(direction, tg))
-    ground = _shade_ground(bodies, lights, floor, offsets)
-    # The bounce is smooth: once a pixel is enough.
-    coarse = tuple(x[:pixels] for x in floor)
-    bounce = _bounce(_bounce_table(scene, bodies, lights), bodies, coarse)
-    ground, bounce = jax.lax.optimization_barrier((ground, bounce))
-    colors = [
-        (a.reshape(grid * grid, pixels) + b).reshape(total)
-        for a, b in zip(ground, bounce, strict=True)
-    ]
+    seen = index >= 0
+    distance = jnp.where(seen, t, ground_entry(camera, direction)[0])
+    place = add(camera, scale(direction, distance))
+    visible = _visibility(bodies, lights, place, offsets, skip=index)
+    # The ground is smooth but for shadows: the rest is shaded once a pixel, at its middle.
+    middle = camera_ray(scene.camera, jnp.mean(u, 0), jnp.mean(v, 0))
+    middle = add(camera, scale(middle, ground_entry(camera, middle)[0]))
+    normal = ground_normal(middle[0], middle[1])
+    direct = _direct_diffuse(lights, middle, normal, jnp.ones(4))
+    ambient = _ambient_ground(middle)
+    bounce = jnp.stack(_bounce(_bounce_table(scene, bodies, lights), bodies, middle))
+
+    def ground_channel(mix, bounce):
+        lit = mix([direct[k] * visible[k] for k in range(4)])
+        return _srgb((lit + ambient) * (GROUND_ALBEDO / np.pi) + bounce).reshape(total)
+
+    ground = _each_channel(ground_channel, bounce)
 
     metals = jnp.sum(
         (scene.material[bodies.order] == 1) * (1 << jnp.arange(MAX_OBJECTS)), dtype=jnp.int32
     )
+    index, seen = index.reshape(total), seen.reshape(total)
+    stored = jnp.concatenate([jnp.stack(place), jnp.stack(direction), visible]).reshape(10, total)
     is_metal = ((metals >> jnp.maximum(index, 0)) & 1) == 1
-    seen = index >= 0
     # Samples on bodies are shaded in dense chunks, rubber and metal apart. Scattering results back
     # is slow on CPUs, so each sample remembers its rank instead and fetches its color.
+    masks, ranks, results = [], [], []
     for material, mask in enumerate((seen & ~is_metal, seen & is_metal)):
         rank = jnp.cumsum(mask) - 1
         count = rank[-1] + 1
         slots = jnp.zeros(total + CHUNK, jnp.int32)
-        slots = slots.at[jnp.where(mask, rank, total + CHUNK)].set(samples, mode="drop")
+        slots = slots.at[jnp.where(mask, rank, total + CHUNK)].set(jnp.arange(total), mode="drop")
 
         def chunk(i, shaded, slots=slots, material=material):
             slot = jax.lax.dynamic_slice(slots, (i * CHUNK,), (CHUNK,))
-            d, offsets = ray(slot)
+            rows = _lookup(stored, slot)
             color = _shade_bodies(
                 table,
                 bodies,
                 lights,
-                camera,
-                d,
-                t[slot],
+                _three(rows[:3]),
+                _three(rows[3:6]),
                 jnp.maximum(index[slot], 0),
-                offsets,
+                rows[6:],
+                _offsets(slot // pixels, grid),
                 material,
                 quality,
             )
-            color = jax.lax.optimization_barrier(color)
-            return [
-                jax.lax.dynamic_update_slice(a, b, (i * CHUNK,))
-                for a, b in zip(shaded, color, strict=True)
-            ]
+            return jax.lax.dynamic_update_slice(shaded, _srgb(color), (0, i * CHUNK))
 
-        shaded = [jnp.zeros(total + CHUNK)] * 3
+        shaded = jnp.zeros((3, total + CHUNK))
         shaded = jax.lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, chunk, shaded)
-        colors = [
-            jnp.where(mask, jnp.take(a, rank, mode="clip"), b)
-            for a, b in zip(shaded, colors, strict=True)
-        ]
-        colors = jax.lax.optimization_barrier(colors)
-    out = []
-    for plane in colors:
-        plane = jax.lax.optimization_barrier(_srgb(plane)).reshape(grid, grid, height, width)
+        masks.append(mask)
+        ranks.append(rank)
+        results.append(shaded)
+
+    def channel(each):
+        plane, *shaded = each
+        for mask, rank, body in zip(masks, ranks, shaded, strict=True):
+            plane = jnp.where(mask, jnp.take(body, rank, mode="clip"), plane)
+        plane = plane.reshape(grid, grid, height, width)
         rows = [_tent([plane[k, j] for j in range(grid)], 1) for k in range(grid)]
-        out.append(_tent(rows, 0))
-    return jnp.stack(jax.lax.optimization_barrier(out), axis=-1)
+        return _tent(rows, 0)
+
+    return jnp.moveaxis(jax.lax.map(channel, (ground, *results)), 0, -1)
 
 
 # The public calls ------------------------------------------------------------------------------

@@ -234,14 +234,17 @@ def _entry(shape: int, scene: Bodies, i, o: Vec, d: Vec, steps: int) -> jax.Arra
         return jnp.where((discriminant > 0) & (t > 0), t, FAR)
     o, d = _local(scene, i, o, point=True), _local(scene, i, d, point=False)
     t, far = _SPAN[shape](o, d)
-    hit = (t < far) & (t > 0)
-    for _ in range(steps):
+
+    def newton(_, t):
         q, length = _EXCESS[shape](add(o, scale(d, t)))
         slope = dot(q, d)
         distance = (length - ROUNDING[shape]) * length
-        hit = hit & ((slope < 0) | (distance < 1e-4))
         t = t - jnp.where(distance > 0, distance / jnp.minimum(slope, -1e-6), 0.0)
-    return jnp.where(hit & (t < far), t, FAR)
+        return jnp.where((slope < 0) | (distance < 1e-4), t, FAR)
+
+    # A loop, though short, compiles faster; what is missed is FAR and stays beyond the far end.
+    t = jax.lax.fori_loop(0, steps, newton, jnp.where((t < far) & (t > 0), t, FAR))
+    return jnp.where(t < far, t, FAR)
 
 
 def nearest_body(
@@ -270,7 +273,7 @@ def nearest_body(
 
 
 def _blocks(shape: int, o: Vec, d: Vec) -> jax.Array:
-    """Whether the segment o to o + d (local frame, ending beyond the body) meets the body."""
+    """Whether the ray from o along d (local frame, d of any length) meets the body."""
     if shape == SPHERE:
         a, b = dot(d, d), dot(o, d)
         return (b < 0) & (b * b > a * (dot(o, o) - SPHERE_RADIUS**2))
@@ -280,28 +283,23 @@ def _blocks(shape: int, o: Vec, d: Vec) -> jax.Array:
     return (near < far) & (far > 0) & (length < ROUNDING[shape])
 
 
-def blocked(
-    scene: Bodies, point: Vec, targets: list[Vec], directions: list[Vec], *, skip=None
-) -> Int[Array, "*rays"]:
-    """Which lights no ray from ``point`` reaches, as bits: first the targets, then the directions.
+def blocked(scene: Bodies, point: Vec, towards: Vec, *, skip=None) -> Bool[Array, "*rays"]:
+    """Whether a body lies between ``point`` and the light in the direction ``towards``.
 
     Args:
-        targets: points; the segment up to them counts. They must lie beyond all bodies.
-        directions: the endless ray along them counts.
+        point, towards: broadcast against each other. Only directions count, not lengths: lights
+            must lie beyond all bodies.
+        skip: index of a body that does not block (the one the point is on), or None.
     """
-    everything = (*point, *targets[0], *(directions[0] if directions else ()))
-    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in everything))
-    mask = jnp.zeros(shape, jnp.int32)
+    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in (*point, *towards)))
+    mask = jnp.zeros(shape, bool)
     for kind in (SPHERE, CUBE, CYLINDER):
 
         def body(i, mask, kind=kind):
             o = _local(scene, i, point, point=True)
-            new = mask
-            ways = [sub(_local(scene, i, target, point=True), o) for target in targets]
-            ways += [_local(scene, i, direction, point=False) for direction in directions]
-            for k, d in enumerate(ways):
-                new = new | jnp.where(_blocks(kind, o, d), 1 << k, 0)
-            return new if skip is None else jnp.where(skip == i, mask, new)
+            d = _local(scene, i, towards, point=False)
+            met = _blocks(kind, o, d)
+            return mask | (met if skip is None else met & (skip != i))
 
         mask = jax.lax.fori_loop(scene.first[kind], scene.first[kind + 1], body, mask)
     return mask
@@ -346,9 +344,13 @@ def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array
     t_plane = jnp.where(direction[2] < -1e-6, -origin[2] / direction[2], FAR)
     t_back = jnp.where(rate > 1e-6, (_PROFILE_BACK - start) / rate, FAR)
     t = jnp.minimum(jnp.minimum(t_plane, t_back), 1e4)
-    for _ in range(steps):
+
+    def newton(_, t):
         z, slope = ground_height(start + t * rate)
-        t = t - (origin[2] + t * direction[2] - z) / jnp.minimum(direction[2] - slope * rate, -1e-6)
+        height = origin[2] + t * direction[2] - z
+        return t - height / jnp.minimum(direction[2] - slope * rate, -1e-6)
+
+    t = jax.lax.fori_loop(0, steps, newton, t)
     x, y, z = add(origin, scale(direction, t))
     across, along = sweep_coordinates(x, y)
     met = (

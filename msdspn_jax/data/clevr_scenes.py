@@ -168,9 +168,16 @@ def sample_scene(
             lamps=lamps,
         )
 
-    state = attempt((key, None))
-    _, scene = jax.lax.while_loop(lambda state: ~all_visible(state[1]), attempt, state)
-    return scene
+    # An empty table comes first, refused: the loop's body is then compiled once.
+    _, empty = jax.eval_shape(attempt, (key, None))
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+    start = (key, empty, jnp.array(False))
+
+    def again(state):
+        key, scene = attempt(state[:2])
+        return key, scene, all_visible(scene)
+
+    return jax.lax.while_loop(lambda state: ~state[2], again, start)[1]
 
 
 def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) -> Scene:
@@ -217,40 +224,48 @@ def lax_map(function, xs, group: int):
 # Visibility -----------------------------------------------------------------------------------
 
 
-def _count(bodies: geometry.Bodies, camera, u, v) -> Int[Array, "10"]:
-    direction = geometry.camera_ray(camera, u, v)
-    origin = (camera[0], camera[1], camera[2])
-    _, index = geometry.nearest_body(bodies, origin, direction)
+def _count(scene: Scene, stride: int, shift: Int[Array, ""]) -> Int[Array, "10"]:
+    """Pixels of each object among one in stride² of the 480x320 image; shift chooses which."""
+    bodies = scene_bodies(scene)
+    u = jnp.arange(REFERENCE_WIDTH // stride) * stride + shift % stride + 0.5
+    v = jnp.arange(REFERENCE_HEIGHT // stride) * stride + shift // stride + 0.5
+    grid_u, grid_v = jnp.meshgrid(u, v)
+    direction = geometry.camera_ray(scene.camera, grid_u, grid_v)
+    camera = (scene.camera[0], scene.camera[1], scene.camera[2])
+    _, index = geometry.nearest_body(bodies, camera, direction)
     counts = jnp.sum(index.reshape(-1, 1) == jnp.arange(MAX_OBJECTS), axis=0, dtype=jnp.int32)
     return jnp.zeros(MAX_OBJECTS, jnp.int32).at[bodies.order].set(counts)
 
 
-def visible_pixels(scene: Scene, stride: int = 1) -> Int[Array, "10"]:
-    """Pixels of the 480x320 image at whose centre each object of one scene is seen.
-
-    With ``stride`` s only every s-th row and column is cast (the count is about 1/s² as large).
-    """
-    offset = stride // 2
-    u = jnp.arange(offset, REFERENCE_WIDTH, stride) + 0.5
-    v = jnp.arange(offset, REFERENCE_HEIGHT, stride) + 0.5
-    grid_u, grid_v = jnp.meshgrid(u, v)
-    return _count(scene_bodies(scene), scene.camera, grid_u, grid_v)
+def visible_pixels(scene: Scene) -> Int[Array, "10"]:
+    """Pixels of the 480x320 image at whose centre each object of one scene is seen."""
+    return _count(scene, 1, jnp.int32(0))
 
 
 def all_visible(scene: Scene) -> Bool[Array, ""]:
     """Whether every object of one scene shows at least 200 pixels of the 480x320 image.
 
-    A coarse cast settles the clear cases: a region of 200 or fewer pixels of the sizes and shapes
-    that occur holds fewer than 24 points of the 4x4 grid, one of 100 or more holds some. The rest
-    is counted exactly.
+    The image is cast by sixteenths. The first settles the clear cases: a region of 200 or fewer
+    pixels of the sizes and shapes that occur holds fewer than 24 points of the 4x4 grid, one of
+    100 or more holds some. Where it does not, the others are counted as well.
     """
-    coarse = visible_pixels(scene, stride=4) * 16
-    low = jnp.min(jnp.where(scene.present, coarse, 10**6))
-    return jax.lax.cond(
-        (low < 384) & (low > 64),
-        lambda: jnp.all(~scene.present | (visible_pixels(scene) >= MIN_PIXELS)),
-        lambda: low >= MIN_PIXELS,
-    )
+    middle = jnp.int32(10)
+
+    def lowest(counts):
+        return jnp.min(jnp.where(scene.present, counts, REFERENCE_WIDTH * REFERENCE_HEIGHT))
+
+    def unclear(state):
+        parts, counts = state
+        low = lowest(counts)
+        return (parts == 0) | ((parts == 1) & (low > 4) & (low < 24)) | ((parts > 1) & (parts < 16))
+
+    def cast(state):
+        parts, counts = state
+        return parts + 1, counts + _count(scene, 4, (middle + parts) % 16)
+
+    start = (jnp.int32(0), jnp.zeros(MAX_OBJECTS, jnp.int32))
+    parts, counts = jax.lax.while_loop(unclear, cast, start)
+    return jnp.where(parts == 1, 16, 1) * lowest(counts) >= MIN_PIXELS
 
 
 # Arrays and JSON ------------------------------------------------------------------------------
