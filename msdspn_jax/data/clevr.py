@@ -306,7 +306,7 @@ def _shorten(value: Any) -> str:
 # Camera -----------------------------------------------------------------------------------------
 
 #: Where the generator puts the camera before it jitters it by up to ±0.5 along each axis.
-MEAN_CAMERA_LOCATION = (7.48113, -6.50764, 5.34367)
+MEAN_CAMERA_LOCATION = (7.481131553649902, -6.5076398849487305, 5.34366512298584)
 
 
 @dataclasses.dataclass(frozen=True)

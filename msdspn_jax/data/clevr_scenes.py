@@ -20,6 +20,7 @@ from msdspn_jax.data import clevr_render_geometry as geometry
 from msdspn_jax.data.clevr import (
     COLORS,
     MATERIALS,
+    MEAN_CAMERA_LOCATION,
     SHAPES,
     SIZE_RADIUS,
     SIZES,
@@ -41,7 +42,7 @@ MARGIN = 0.4
 TRIES = 50
 MIN_PIXELS = 200
 
-CAMERA = np.array([7.481131553649902, -6.5076398849487305, 5.34366512298584], np.float32)
+CAMERA = np.array(MEAN_CAMERA_LOCATION, np.float32)
 CAMERA_JITTER = 0.5
 LAMPS = np.array(
     [
