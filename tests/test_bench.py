@@ -39,6 +39,15 @@ def test_matching(capsys):
     assert all(value > 0 for value in result["seconds"].values())
 
 
+@pytest.mark.slow
+def test_step(capsys):
+    (result,) = run(capsys, "step", "--case", "tiny", "--json", "--repeat", "2")
+    assert result["images_per_second"] == pytest.approx(2 / result["training_step_seconds"])
+    assert sum(result["share"].values()) == pytest.approx(1)
+    for part in ("training_step", "encoder", "inner_loop", "matching", "render"):
+        assert result[f"{part}_seconds"] > 0
+
+
 def test_human_output(capsys):
     assert cli.main(["bench", "matching", "--case", "tiny", "--repeat", "1"]) == 0
     assert "trained/device" in capsys.readouterr().out

@@ -33,16 +33,29 @@ def test_ranks_are_a_stable_permutation(features):
 
 
 @pytest.mark.parametrize("n", [17, 40])
-def test_ranks_in_blocks_under_ties(n):
+def test_ranks_of_keys_under_ties(n):
     features = np.random.default_rng(n).integers(-3, 4, (2, n, 5)).astype(np.float32)
-    features[0, :, 0] = 0
+    # Zeros of either sign are equal; infinities and neighbouring numbers are not.
+    features[0, :, 0] = np.where(np.arange(n) % 2, 0.0, -0.0)
+    features[1, :6, 1] = [np.inf, 1 + 2**-23, -np.inf, 1, -1 - 2**-23, 3e38]
     expected = np.argsort(np.argsort(features, axis=1, kind="stable"), axis=1, kind="stable")
     ranks = jax.jit(ms.stable_ranks, static_argnames="method")
     np.testing.assert_array_equal(ranks(features, method="compare"), expected)
     np.testing.assert_array_equal(jax.vmap(ms.stable_ranks)(features), expected)
     weight = random(18, n, 5)
-    grads = jax.grad(lambda w: jnp.sum(features * pooling.select_by_rank(w, expected)))(weight)
-    np.testing.assert_allclose(grads, np.sum(np.sort(features, axis=1), axis=0), atol=1e-5)
+    grads = jax.grad(lambda w: jnp.sum(pooling.select_by_rank(w, expected) * features[:1]))(weight)
+    reordered = np.zeros((n, 5), np.float32)
+    for ranks_of_set in expected:
+        np.add.at(reordered, (ranks_of_set, np.arange(5)), features[0])
+    np.testing.assert_allclose(grads, reordered, atol=1e-5)
+
+
+def test_ranks_of_other_precisions():
+    features = random(19, 2, 24, 3)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        rounded = features.astype(dtype)
+        expected = ms.stable_ranks(rounded.astype(jnp.float32), method="sort")
+        np.testing.assert_array_equal(ms.stable_ranks(rounded, method="compare"), expected)
 
 
 @given(tied)

@@ -2,6 +2,8 @@
 
     python experiments/benchmarks/compare.py --torch-python PATH/TO/python
 
+The other interpreter has torch and torchdeq; for Optimistix also optimistix, jax, flax and optax.
+
 Every peer is a process of its own that waits for its turn, so that a slow moment of the machine
 meets all of them. Processor seconds are reported beside wall-clock seconds: on a machine shared
 with others they are the steadier of the two.
@@ -10,6 +12,7 @@ with others they are the steadier of the two.
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,17 +22,22 @@ from pathlib import Path
 from msdspn_jax import benchmarks
 
 HERE = Path(__file__).parent
-PEERS = ("ours", "torch", "torchdeq", "jax-sort-unrolled", "jaxopt")
+PEERS = ("ours", "torch", "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
+OTHER_PYTHON = ("torch", "torchdeq", "optimistix")
 CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering")
 
 
 def start(peer, case, torch_python):
-    torch = peer.startswith("torch")
-    command = [torch_python if torch else sys.executable]
-    command += [str(HERE / ("peer_torch.py" if torch else "peer_jax.py")), peer]
-    command.append(json.dumps(dataclasses.asdict(case)))
+    command = [torch_python if peer in OTHER_PYTHON else sys.executable]
+    script = "peer_torch.py" if peer.startswith("torch") else "peer_jax.py"
+    command += [str(HERE / script), peer, json.dumps(dataclasses.asdict(case))]
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
     )
 
 

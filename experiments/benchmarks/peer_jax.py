@@ -1,8 +1,9 @@
-"""Ours, and the same layer in plain JAX (`jnp.sort`, unrolled) and with jaxopt.
+"""Ours, and the same layer in plain JAX (`jnp.sort`, unrolled), with jaxopt and with Optimistix.
 
 Run by compare.py; the protocol is that of peer_torch.py.
 """
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -57,6 +58,21 @@ def plain(case, solver):
             }
             return jaxopt.GradientDescent(energy, **options).run(start, args).params
 
+        if solver == "optimistix":
+            import lineax
+            import optimistix
+
+            # No tolerance is ever met, so that all steps are taken, as elsewhere.
+            return optimistix.fixed_point(
+                lambda sets, args: project(sets - jax.grad(energy)(sets, args)),
+                optimistix.FixedPointIteration(rtol=0.0, atol=0.0),
+                start,
+                args,
+                max_steps=case.num_steps,
+                adjoint=optimistix.ImplicitAdjoint(lineax.GMRES(rtol=1e-2, atol=1e-2)),
+                throw=False,
+            ).value
+
         def step(carry, _):
             sets, trace = carry
             grads = jax.grad(energy)(sets, args)
@@ -77,7 +93,7 @@ def main():
     layer = benchmarks.build_layer(case)
     forward, training_step = layer.forward, layer.training_step
     if peer != "ours":
-        forward = plain(case, "jaxopt" if peer == "jaxopt" else "scan")
+        forward = plain(case, peer)
 
         def training_step(params, inputs, keys, cotangent):
             return jax.grad(lambda p: jnp.sum(forward(p, inputs, keys) * cotangent))(params)
@@ -86,7 +102,8 @@ def main():
         "forward": (jax.jit(forward), layer.arguments[:-1]),
         "step": (jax.jit(training_step), layer.arguments),
     }
-    print(json.dumps({"ready": peer, "version": jax.__version__}), flush=True)
+    library = peer if peer in ("jaxopt", "optimistix") else "jax"
+    print(json.dumps({"ready": peer, "version": importlib.metadata.version(library)}), flush=True)
     for line in sys.stdin:
         function, arguments = runs[line.strip()]
         cpu, wall = time.process_time(), time.perf_counter()

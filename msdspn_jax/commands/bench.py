@@ -18,7 +18,9 @@ class Bench:
 
     layer: encoder and set decoder (clevr-decoder, random-8x8, random-32x32, numbering, tiny).
     matching: optimal assignment of 128 sets (10, 32, 64). render: scenes to images. step: a whole
-    training step. Beside other libraries: see experiments/benchmarks.
+    CLEVR training step, image encoder, inner loop, matching and backward, with the share of each
+    (clevr-128 at the published batch of 128, clevr-128-batch-8 for machines without an accelerator,
+    tiny). Beside other libraries: see experiments/benchmarks.
     """
 
     part: Positional[Literal["layer", "step", "matching", "render"]]
