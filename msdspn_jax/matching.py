@@ -179,6 +179,8 @@ def _shortest_augmenting_paths(
     batch is the last axis, which makes minima over columns elementwise operations.
     """
     batch, n, m = cost.shape
+    # Rows of costs are fetched from memory where each is in one piece.
+    rows_of_all = cost.reshape(batch * n, m)
     cost = jnp.transpose(cost, (1, 2, 0))
     column_index = jnp.arange(m, dtype=jnp.int32)[:, None]
     batch_index = jnp.arange(batch)
@@ -205,7 +207,9 @@ def _shortest_augmenting_paths(
         at_column = column_index == column
 
         # Search: relax all columns from `row`, then take the nearest one that is not scanned yet.
-        reduced = cost[row, :, batch_index].T - state["price"]
+        # While a set walks back, or is done, its row may be none; what is fetched is not used then.
+        index = (batch_index * n + jnp.clip(row, 0, n - 1)).astype(jnp.uint32)
+        reduced = rows_of_all.at[index].get(mode="promise_in_bounds").T - state["price"]
         offset = jnp.sum(jnp.where(at_column, reduced, 0), axis=0) - state["nearest"]
         candidate = reduced - jnp.where(fresh, 0, offset)
         scanned = (state["scanned"] & ~fresh) | closed

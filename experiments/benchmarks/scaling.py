@@ -1,4 +1,5 @@
-"""Time and memory of the layer against its sizes, and of the ways to find ranks against n.
+"""Time and memory of the layer against its sizes and against replicates trained side by side,
+and the time of the ways to find ranks against n.
 
     python experiments/benchmarks/scaling.py
 
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from msdspn_jax import benchmarks, implicit, pooling
 
@@ -26,6 +28,7 @@ SWEEPS = {
     "batch": (4, 16, 64, 256),
 }
 MODES = ("identity", "neumann:3", "unrolled")
+REPLICATES = (1, 2, 4, 8)
 RANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -61,6 +64,22 @@ def layers(repeat):
                 }
 
 
+def replicates(repeat):
+    layer = benchmarks.build_layer(BASE)
+    params, *rest = layer.arguments
+    for number in REPLICATES:
+        copies = jax.tree.map(lambda x, number=number: jnp.stack([x] * number), params)
+        step = jax.vmap(layer.training_step, in_axes=(0, None, None, None))
+        seconds, temp_bytes = timed(step, (copies, *rest), repeat)
+        yield {
+            "axis": "replicates",
+            "value": number,
+            "mode": "identity",
+            "processor_seconds": seconds,
+            "temp_bytes": temp_bytes,
+        }
+
+
 def ranks(repeat):
     for n in RANK_SIZES:
         features = jax.random.normal(jax.random.key(0), (16, n, 64))
@@ -76,8 +95,8 @@ def draw(rows, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 5, figsize=(17, 6.5), layout="constrained")
-    for column, axis in enumerate([*SWEEPS, "ranks"]):
+    figure, axes = plt.subplots(2, 6, figsize=(20, 6.5), layout="constrained")
+    for column, axis in enumerate([*SWEEPS, "replicates", "ranks"]):
         for row, key in enumerate(("processor_seconds", "temp_bytes")):
             plot = axes[row, column]
             points = [r for r in rows if r["axis"] == axis and key in r]
@@ -100,7 +119,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     repeat = parser.parse_args().repeat
     rows = []
-    for part in (ranks, layers):
+    for part in (ranks, replicates, layers):
         for row in part(repeat):
             rows.append(row | {"device": benchmarks.device_name()})
             print(json.dumps(row), flush=True)
