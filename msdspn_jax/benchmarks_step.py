@@ -15,14 +15,21 @@ from .data.clevr_render import procedural_examples
 from .losses import hungarian_loss
 from .tasks.clevr import Config, build_predictor, outer_optimizer
 
-_TINY = {"size": 64, "encoder_width": 4, "latent_dim": 16, "hidden_dim": 16, "batch_size": 2}
-
 CASES: dict[str, Config] = {
     # As published: images of 128 x 128, ResNet18, 40 inner steps (the second half of training).
     "clevr-128": Config(batch_size=128),
     # The same but for the batch, so that it ends within minutes without an accelerator.
     "clevr-128-batch-8": Config(batch_size=8),
-    "tiny": Config(**_TINY, late_inner_steps=2, render_quality="fast", max_objects=4),
+    "tiny": Config(
+        size=64,
+        encoder_width=4,
+        latent_dim=16,
+        hidden_dim=16,
+        batch_size=2,
+        late_inner_steps=2,
+        render_quality="fast",
+        max_objects=4,
+    ),
 }
 
 
@@ -55,7 +62,8 @@ def bench_step(name: str, repeat: int = 5) -> dict[str, Any]:
 
     def decode(variables, latent):
         method = lambda network, latent: network.decoder(latent, num_steps=steps)  # noqa: E731
-        return network.apply(everything(variables), latent, method=method).sets
+        minimum: Any = network.apply(everything(variables), latent, method=method)
+        return minimum.sets
 
     def training_step(variables, optimizer_state, images, objects, keys):
         def objective(params):
