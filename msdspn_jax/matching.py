@@ -186,15 +186,20 @@ def _shortest_augmenting_paths(
     batch_index = jnp.arange(batch)
     infinity = jnp.asarray(jnp.inf, cost.dtype)
     closed = jnp.zeros((m, batch), bool) if column_mask is None else ~column_mask.T
-    if row_mask is None:
-        next_row = jnp.broadcast_to(jnp.arange(1, n + 1, dtype=jnp.int32)[:, None], (n, batch))
-        first_row = jnp.zeros((batch,), jnp.int32)
-    else:
-        # next_row[i]: the first row after i that takes part, n if there is none.
-        index = jnp.where(row_mask.T, jnp.arange(n, dtype=jnp.int32)[:, None], n)
-        ahead = jax.lax.cummin(index, axis=0, reverse=True)
-        next_row = jnp.concatenate([ahead[1:], jnp.full((1, batch), n, jnp.int32)])
-        first_row = ahead[0]
+    price, row_of = jnp.zeros_like(cost[0]), jnp.full_like(cost[0], UNMATCHED, dtype=jnp.int32)
+    waiting = jnp.ones((n, batch), bool) if row_mask is None else row_mask.T
+    if n == m and row_mask is None and column_mask is None:
+        # Where every column ends up matched, prices may start anywhere. At the cheapest row of each
+        # column, no reduced cost is negative, and a row that is the cheapest of some column may
+        # have it: what is left to search for is the conflicts.
+        price, row_of = _cheapest_rows(cost)
+        taken = row_of == jnp.arange(n, dtype=jnp.int32)[:, None, None]
+        waiting = ~jnp.any(taken, axis=1)
+    # next_row[i]: the first row after i that waits to be matched, n if there is none.
+    index = jnp.where(waiting, jnp.arange(n, dtype=jnp.int32)[:, None], n)
+    ahead = jax.lax.cummin(index, axis=0, reverse=True)
+    next_row = jnp.concatenate([ahead[1:], jnp.full((1, batch), n, jnp.int32)])
+    first_row = ahead[0]
 
     def any_left(state: dict[str, Any]) -> Array:
         return jnp.any(state["root"] < n)
@@ -255,9 +260,6 @@ def _shortest_augmenting_paths(
     zeros = jnp.zeros_like(cost[0, 0])
     no_index = jnp.zeros_like(zeros, dtype=jnp.int32)
     none = jnp.zeros_like(zeros, dtype=bool)
-    # Where every column ends up matched, prices may start anywhere. The cheapest row of each column
-    # does most of the work of a batch whose rows are alike, in half the turns or fewer.
-    square = n == m and row_mask is None and column_mask is None
     state = {
         "root": first_row + no_index,
         "row": first_row + no_index,
@@ -265,13 +267,26 @@ def _shortest_augmenting_paths(
         "walking": none,
         "fresh": ~none,
         "nearest": zeros,
-        "price": jnp.min(cost, axis=0) if square else jnp.zeros_like(cost[0]),
+        "price": price,
         "distance": jnp.full_like(cost[0], infinity),
         "via": jnp.zeros_like(cost[0], dtype=jnp.int32),
         "scanned": jnp.zeros_like(cost[0], dtype=bool),
-        "row_of": jnp.full_like(cost[0], UNMATCHED, dtype=jnp.int32),
+        "row_of": row_of,
     }
     return jax.lax.while_loop(any_left, turn, state)["row_of"].T
+
+
+def _cheapest_rows(
+    cost: Float[Array, "n m batch"],
+) -> tuple[Float[Array, "m batch"], Int[Array, "m batch"]]:
+    """The lowest cost of every column, and the row that has it if no earlier column took it."""
+    row_index = jnp.arange(cost.shape[0], dtype=jnp.int32)[:, None, None]
+    column_index = jnp.arange(cost.shape[1], dtype=jnp.int32)[:, None]
+    cheapest = jnp.argmin(cost, axis=0).astype(jnp.int32)
+    wants = cheapest == row_index
+    first = jnp.min(jnp.where(wants, column_index, cost.shape[1]), axis=1, keepdims=True)
+    row_of = jnp.max(jnp.where(wants & (column_index == first), row_index, UNMATCHED), axis=0)
+    return jnp.min(cost, axis=0), row_of
 
 
 # The others -------------------------------------------------------------------------------------
