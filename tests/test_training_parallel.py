@@ -58,6 +58,8 @@ for devices in (2, 4):
     for parallel in ("shard-map", "pmap"):
         found[f"{parallel} {devices}"] = difference(one, after_20_steps(devices, parallel=parallel))
 found["host data, pmap"] = difference(one, after_20_steps(2, parallel="pmap", host_data=True))
+placed = after_20_steps(2, parallel="pmap", data_argument=True, stepwise=True)
+found["data argument, pmap, stepwise"] = difference(one, placed)
 seeds = after_20_steps(1, replicates=2)
 both = after_20_steps(4, parallel="shard-map", replicates=2, host_data=True)
 found["host data, replicates"] = difference(seeds, both)
@@ -79,7 +81,7 @@ def test_two_and_four_devices_equal_one():
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found.pop("moved") > 1e-2
-    assert len(found) == 6
+    assert len(found) == 7
     for how, difference in found.items():
         assert difference < 1e-6, how
 

@@ -41,6 +41,9 @@ class Config(TrainConfig):
     """Report an inner energy of 1e9 at the bad step."""
     delay: float = 0.0
     """Seconds that a step's data take (needs host_data)."""
+    data_argument: bool = False
+    """Hand the data set to the steps as an argument."""
+    stepwise: bool = False
 
 
 def build(config: Config) -> Task:
@@ -53,13 +56,15 @@ def build(config: Config) -> Task:
             variables["state"] = {"mean": jnp.zeros(4), "count": jnp.zeros((), jnp.int32)}
         return variables
 
-    def sample(key, step, slots):
+    def sample(key, step, slots, placed=None):
+        assert (placed is not None) == config.data_argument
         indices = epoch_positions(key, step, slots, batch_size=config.batch_size, size=50)
         if config.host_data:
             time.sleep(config.delay)
             indices = np.asarray(indices)
             return data[indices], target[indices], np.full(len(slots), step)
-        return jnp.asarray(data)[indices], jnp.asarray(target)[indices], jnp.full(len(slots), step)
+        x, y = placed or (jnp.asarray(data), jnp.asarray(target))
+        return x[indices], y[indices], jnp.full(len(slots), step)
 
     def loss(variables, batch, keys, *, stage, axis_name):
         x, y, step = batch
@@ -97,6 +102,8 @@ def build(config: Config) -> Task:
         optimizer=adam(dataclasses.replace(config, learning_rate=0.1)),
         stage=(lambda step: 1.0 if step < 7 else 2.0) if config.stages else lambda step: None,
         host_data=config.host_data,
+        data=(data, target) if config.data_argument else None,
+        stepwise=config.stepwise,
     )
 
 
