@@ -95,21 +95,28 @@ def draw(rows, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 6, figsize=(20, 6.5), layout="constrained")
-    for column, axis in enumerate([*SWEEPS, "replicates", "ranks"]):
+    shown = [a for a in (*SWEEPS, "replicates", "ranks") if any(r["axis"] == a for r in rows)]
+    figure, axes = plt.subplots(
+        2, len(shown), figsize=(3.6 * len(shown), 6.5), layout="constrained", squeeze=False
+    )
+    for column, axis in enumerate(shown):
         for row, key in enumerate(("processor_seconds", "temp_bytes")):
             plot = axes[row, column]
             points = [r for r in rows if r["axis"] == axis and key in r]
+            if not points:
+                plot.axis("off")
+                continue
             for mode in dict.fromkeys(r["mode"] for r in points):
                 chosen = [r for r in points if r["mode"] == mode]
                 xs, ys = zip(*[(r["value"], r[key]) for r in chosen], strict=True)
                 plot.loglog(xs, ys, "o-", label=mode)
-            if points:
-                plot.legend()
-                plot.set_xlabel({"ranks": "n", "num_steps": "inner steps"}.get(axis, axis))
-                plot.set_ylabel({"temp_bytes": "bytes"}.get(key, "processor seconds"))
-            else:
-                plot.axis("off")
+            sizes = sorted({r["value"] for r in points})
+            plot.set_xticks(sizes[:: 1 + len(sizes) // 6], minor=False)
+            plot.xaxis.set_major_formatter("{x:.0f}")
+            plot.minorticks_off()
+            plot.legend()
+            plot.set_xlabel({"ranks": "n", "num_steps": "inner steps"}.get(axis, axis))
+            plot.set_ylabel({"temp_bytes": "bytes"}.get(key, "processor seconds"))
         axes[0, column].set_title("finding ranks" if axis == "ranks" else "training step")
     figure.savefig(path, dpi=110)
 
