@@ -215,6 +215,15 @@ def train(folder, **changes):
     return loop.train(clevr.build(c := config(**changes, run_dir=str(folder))), c)
 
 
+def test_a_short_run_scores_itself(data_dir, tmp_path):
+    outcome = train(tmp_path / "run", data_dir=data_dir, model="slot-mlp", steps=1)
+    assert {"loss", "ap_0.125", "dataset_ap_0.125", "ap_mean"} <= set(outcome.metrics)
+    assert {"predictions.png", "errors.png"} <= {
+        path.name for path in (tmp_path / "run" / "figures").iterdir()
+    }
+
+
+@pytest.mark.slow
 def test_images_on_host_or_device_and_resuming_give_the_same_bits(data_dir, tmp_path):
     common = {"data_dir": data_dir, "model": "slot-mlp", "steps": 4, "checkpoint_every": 2}
     on_device = train(tmp_path / "device", **common)
@@ -228,7 +237,6 @@ def test_images_on_host_or_device_and_resuming_give_the_same_bits(data_dir, tmp_
     loop.train(task, stopped)
     again = dataclasses.replace(cut, resume=True, allow_config_change=True)
     chex.assert_trees_all_equal(on_device.state, loop.train(task, again).state)
-    assert {"loss", "ap_0.125", "dataset_ap_0.125", "ap_mean"} <= set(on_device.metrics)
 
 
 def test_predictions_do_not_depend_on_the_rest_of_the_batch(data_dir):

@@ -121,7 +121,7 @@ def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     opened = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: opened.append(command[-1]))
     assert cli.main(["show", str(folder), "--open"]) == 0
-    assert {path.name for path in opened} >= {"strip.png", "curves.png"}
+    assert {Path(path).name for path in opened} >= {"strip.png", "curves.png"}
     assert cli.main(["show", str(tmp_path)]) == 0
     assert cli.main(["show", str(folder / "figures")]) == 2
 

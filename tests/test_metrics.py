@@ -1,5 +1,3 @@
-import time
-
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -196,14 +194,16 @@ def test_means_by_number_of_objects():
         metrics.mean_by_number_of_objects([1.0], target)
 
 
-def test_fifteen_thousand_images_take_seconds():
+def test_fifteen_thousand_images_at_once():
     rng = np.random.default_rng(0)
     target = clevr_objects(rng, images=15_000).astype(np.float32)
     prediction = target + 0.1 * rng.normal(size=target.shape).astype(np.float32)
-    start = time.perf_counter()
     for protocol in ("per_image", "dataset"):
-        metrics.average_precision(prediction, target, THRESHOLDS, protocol)
-    assert time.perf_counter() - start < 10
+        found = metrics.average_precision(prediction, target, THRESHOLDS, protocol)
+        # A larger threshold accepts whatever a smaller one does.
+        by_threshold = found[np.argsort(THRESHOLDS)]
+        assert (np.diff(by_threshold) >= 0).all()
+        assert 0 < by_threshold[0] < by_threshold[-1] <= 1
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,9 @@ def _unreadable(folder: Path) -> list[tuple[Path, str]]:
     """Checkpoints whose small JSON files are damaged, and how."""
     found = []
     for path in sorted(folder.glob("[0-9]*")):
+        if not path.name.isdigit():
+            # What an interrupted save left behind: never a checkpoint.
+            continue
         for file in (path / "_CHECKPOINT_METADATA", path / "metrics" / "metrics"):
             try:
                 json.loads(file.read_text())
