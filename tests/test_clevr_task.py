@@ -239,6 +239,7 @@ def test_images_on_host_or_device_and_resuming_give_the_same_bits(data_dir, tmp_
     chex.assert_trees_all_equal(on_device.state, loop.train(task, again).state)
 
 
+@pytest.mark.slow
 def test_predictions_do_not_depend_on_the_rest_of_the_batch(data_dir):
     c = config(data_dir, model="slot-attention")
     predictor = clevr.build_predictor(c)
