@@ -4,9 +4,10 @@ import os
 
 
 def pytest_configure(config):
-    """The fast tests compile hundreds of small programs and run each for a moment: compile quickly.
+    """Compile quickly rather than well where only fast tests run.
 
-    That takes a third off the whole run. Slow tests run their programs for long; they get good ones.
+    They are hundreds of small programs, each run for a moment; this takes a third off the whole.
+    Slow tests run theirs for long, and get good ones.
     """
     if config.option.markexpr == "not slow":
         import jax
