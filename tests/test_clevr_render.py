@@ -66,6 +66,7 @@ def test_an_empty_table_is_grey_and_smooth():
     assert np.abs(image - image.mean(-1, keepdims=True)).max() < 12
 
 
+@pytest.mark.slow
 def test_procedural_batch_is_a_function_of_its_keys():
     images, objects = clevr_render.procedural_batch(jax.random.key(1), 2, 16, quality="fast")
     chex.assert_shape(images, (2, 16, 16, 3))
