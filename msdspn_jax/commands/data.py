@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from msdspn_jax._progress import progress_bar
 from msdspn_jax.errors import UserError
 
 
@@ -39,7 +40,7 @@ class PrepareClevr:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
         for split in self.splits:
             folder = cache_folder(self.out, split, self.size)
-            with _progress(f"clevr {split}") as on_progress:
+            with progress_bar(f"clevr {split}") as on_progress:
                 source = open_source(self.source, split)
                 prepare_cache(
                     source, folder, size=self.size, threads=self.threads, on_progress=on_progress
@@ -84,24 +85,3 @@ def main(argv: list[str]) -> int:
     )
     choice.run()
     return 0
-
-
-def _progress(label: str):
-    """A progress bar as a context manager; it gives the function to report (done, total) to."""
-    import contextlib
-
-    from rich import progress
-
-    @contextlib.contextmanager
-    def bar():
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns) as shown:
-            task = shown.add_task(label, total=None)
-            yield lambda done, total: shown.update(task, completed=done, total=total)
-
-    return bar()
