@@ -131,8 +131,8 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
 
     Returns, beside the settings of the case: ``forward_seconds`` and ``training_step_seconds``
     (medians) with ``_min`` and ``_max``; ``temp_bytes`` that the compiled training step allocates
-    for itself; ``flops`` of a training step (XLA's count, which takes the loop's body once, plus
-    the matrix products of the other inner steps); ``matmul_flops_per_second``, measured here and
+    for itself; ``flops`` of a training step (XLA's count, which takes the loop's body once and, if
+    implicit, the last step outside of it, plus the matrix products of the other inner steps); ``matmul_flops_per_second``, measured here and
     now on the largest product of the case; ``floor_seconds``, the inner steps' products at that
     rate, below which no arrangement of the rest can get; ``matmul_rate_share`` of the training
     step.
@@ -157,7 +157,9 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
     floor_flops = case.num_steps * case.step_matmul_flops
     memory = step.memory_analysis()
     cost = step.cost_analysis() or {}
-    counted = float(cost.get("flops", 0.0)) + (case.num_steps - 1) * case.step_matmul_flops
+    steps_counted = 1 if gradient.startswith("unrolled") else min(case.num_steps, 2)
+    uncounted = (case.num_steps - steps_counted) * case.step_matmul_flops
+    counted = float(cost.get("flops", 0.0)) + uncounted
     result = {
         "case": name,
         "device": device_name(),

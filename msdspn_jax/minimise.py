@@ -196,7 +196,12 @@ def _descend(
     if tolerance is None or keep_history or differentiated:
         if isinstance(gradient, Unrolled) and gradient.rematerialise:
             step = jax.checkpoint(step)
-        end, history = lax.scan(step, start, None, length=num_steps, unroll=unroll)
+        # The last step stands outside the loop. Implicit ways evaluate the same gradient again, as
+        # the first half of their backward pass, and there XLA finds it computed already.
+        looped = num_steps if watching or differentiated else num_steps - 1
+        end, history = lax.scan(step, start, None, length=looped, unroll=unroll)
+        if looped < num_steps:
+            end, _ = step(end, None)
     else:
 
         def unfinished(carry):

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from . import _check
+from ._fence import computed_once
 
 RANK_METHODS = ("auto", "compare", "sort")
 
@@ -102,17 +103,7 @@ def _ranks_of_keys(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n
     for j in range(n):
         earlier = (j < index).astype(jnp.int32)
         ranks = ranks + (padded[..., j : j + 1, :c] < keys + earlier).astype(jnp.int32)
-    return _finished(ranks)
-
-
-def _finished(ranks: Int[Array, "*batch n c"]) -> Int[Array, "*batch n c"]:
-    """The same ranks, computed in full before anything that uses them.
-
-    Otherwise XLA merges the comparisons into the gather of the weights, where they do not vectorise
-    (25 times slower at n = 64). It sees through `lax.optimization_barrier`, but not through a loop
-    that would run only for a negative rank, which there never is.
-    """
-    return lax.while_loop(lambda ranks: jnp.ravel(ranks)[0] < 0, jnp.zeros_like, ranks)
+    return computed_once(ranks, lambda rank: rank < 0)
 
 
 def select_by_rank(

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ._fence import computed_once
+
 _UNROLL_UP_TO = 128
 
 
@@ -32,9 +34,9 @@ def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
 @jax.custom_jvp
 def _simplex(points):
     rows = points.reshape(-1, points.shape[-1])
-    # Sums along the last axis do not vectorise on a CPU; over rows side by side they do. The
-    # barrier keeps the chain of d operations from being computed again for every entry.
-    highest = lax.optimization_barrier(_over_axis_0(jnp.maximum, jnp.max, rows.T))
+    # Maxima and sums along the last axis do not vectorise on a CPU; over rows side by side they do.
+    highest = _over_axis_0(jnp.maximum, jnp.max, rows.T)
+    highest = computed_once(highest, lambda value: value > jnp.inf)
     # The projection is invariant to shifts along (1, …, 1); this one keeps the sums well scaled.
     threshold = lax.optimization_barrier(_threshold(rows.T - highest))
     # The maximum with a NaN is NaN, so that a row with one becomes NaN.

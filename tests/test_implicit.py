@@ -227,6 +227,28 @@ def test_memory_of_unrolling_grows_linearly():
     assert temp_bytes(ms.unrolled(rematerialise=True), 160) < many / 4
 
 
+def test_backward_pass_shares_the_last_gradient_of_the_descent():
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    energy, params, context, start = problems.fspool_problem(KEY, n=4, hidden=64, latent=64)
+    fixed_point = implicit.FixedPoint(energy)
+
+    def descend(params, context):
+        return ms.minimise(energy, params, context, start, num_steps=3).sets
+
+    def train(params, context, cotangent):
+        sets, pull_back = jax.vjp(descend, params, context)
+        return sets, pull_back(cotangent)
+
+    def pull_back(params, context, sets, cotangent):
+        return ms.identity().vjp(fixed_point, params, context, sets, cotangent)
+
+    apart = flops(descend, params, context) + flops(pull_back, params, context, start, start)
+    gradient = flops(fixed_point.gradient, params, context, start)
+    assert flops(train, params, context, start) < apart - 0.9 * gradient
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
