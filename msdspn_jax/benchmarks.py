@@ -132,10 +132,10 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
     Returns, beside the settings of the case: ``forward_seconds`` and ``training_step_seconds``
     (medians) with ``_min`` and ``_max``; ``temp_bytes`` that the compiled training step allocates
     for itself; ``flops`` of a training step (XLA's count, which takes the loop's body once and, if
-    implicit, the last step outside of it, plus the matrix products of the other inner steps); ``matmul_flops_per_second``, measured here and
-    now on the largest product of the case; ``floor_seconds``, the inner steps' products at that
-    rate, below which no arrangement of the rest can get; ``matmul_rate_share`` of the training
-    step.
+    implicit, the last step outside of it, plus the matrix products of the other inner steps);
+    ``matmul_flops_per_second``, measured here and now on the largest product of the case;
+    ``floor_seconds``, the inner steps' products at that rate, below which no arrangement of the
+    rest can get; ``matmul_rate_share`` of the training step.
     """
     case = _lookup("case", name, LAYER_CASES)
     layer = build_layer(case, gradient=implicit.parse_gradient(gradient))
