@@ -13,7 +13,7 @@ import optax
 from . import benchmarks
 from .data.clevr_render import procedural_examples
 from .losses import hungarian_loss
-from .tasks.clevr import Config, build_predictor, outer_optimizer
+from .tasks.clevr_model import Config, build_predictor, outer_optimizer
 
 CASES: dict[str, Config] = {
     # As published: images of 128 x 128, ResNet18, 40 inner steps (the second half of training).

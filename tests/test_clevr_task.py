@@ -15,7 +15,7 @@ from msdspn_jax import metrics
 from msdspn_jax.data import clevr as layout
 from msdspn_jax.data.clevr_cache import cache_folder, prepare_cache
 from msdspn_jax.errors import UserError
-from msdspn_jax.tasks import clevr
+from msdspn_jax.tasks import clevr, clevr_model, clevr_scores
 from msdspn_jax.training import loop
 
 SIZE = 64
@@ -114,13 +114,13 @@ def test_settings_that_cannot_be_meant_are_refused(changes, message):
 
 def test_learning_rate_falls_to_a_tenth_at_the_end():
     c = config(steps=10)
-    updates = rates(clevr.outer_optimizer(c), 10)
+    updates = rates(clevr_model.outer_optimizer(c), 10)
     np.testing.assert_allclose(updates, [1e-3] * 9 + [1e-4], rtol=1e-4)
 
 
 def test_learning_rate_of_the_slot_models_rises_then_halves():
     c = config(model="slot-mlp", steps=60, warmup_steps=4)
-    updates = rates(clevr.outer_optimizer(c), 60)
+    updates = rates(clevr_model.outer_optimizer(c), 60)
     assert np.argmax(updates) == 3
     np.testing.assert_allclose(updates[0], 4e-4 / 4, rtol=1e-3)
     assert updates[43] == pytest.approx(updates[23] / 2, rel=1e-3)
@@ -246,9 +246,9 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(data_dir):
     variables = predictor.init(jax.random.key(0))
     images, objects = clevr.load_split(c, "val")
     key = jax.random.key(3)
-    sets, means = clevr.predict_all(predictor, variables, images, objects, key)
+    sets, means = clevr_scores.predict_all(predictor, variables, images, objects, key)
     chex.assert_shape(sets, (5, 10, 19))
-    fewer, _ = clevr.predict_all(predictor, variables, images[:4], objects[:4], key)
+    fewer, _ = clevr_scores.predict_all(predictor, variables, images[:4], objects[:4], key)
     np.testing.assert_allclose(sets[:4], fewer, atol=1e-5)
     losses = predictor.distance(
         predictor.predict(
@@ -264,12 +264,12 @@ def test_predictions_do_not_depend_on_the_rest_of_the_batch(data_dir):
 def test_scores_are_those_of_both_protocols():
     objects = random_objects(np.random.default_rng(0), 6)
     noisy = objects + np.random.default_rng(1).normal(size=objects.shape) * 0.1
-    found = clevr.score(noisy.astype(np.float32), objects)
+    found = clevr_scores.score(noisy.astype(np.float32), objects)
     for protocol, prefix in (("per_image", "ap"), ("dataset", "dataset_ap")):
         expected = metrics.average_precision(noisy.astype(np.float32), objects, protocol=protocol)  # type: ignore[arg-type]
         names = [f"{prefix}_{t}" for t in ("inf", "1", "0.5", "0.25", "0.125", "0.0625")]
         np.testing.assert_allclose([found[name] for name in names], expected)
-    assert clevr.score(objects, objects)["ap_mean"] == 1
+    assert clevr_scores.score(objects, objects)["ap_mean"] == 1
 
 
 @pytest.mark.slow

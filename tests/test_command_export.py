@@ -15,7 +15,7 @@ from msdspn_jax import artefact, cli, model_file
 from msdspn_jax.commands.export import predict_function
 from msdspn_jax.data import clevr as layout
 from msdspn_jax.errors import UserError
-from msdspn_jax.tasks import clevr
+from msdspn_jax.tasks import clevr, clevr_model
 
 # What a machine without the model's code is like: nothing of it can be imported.
 BLOCK = """
@@ -43,7 +43,8 @@ WITHOUT_MODELS = (
 stub = types.ModuleType("msdspn_jax.models.set_predictor")
 stub.SetDecoder = stub.SetPredictor = stub.random_initial_sets = stub.set_autoencoder = None
 sys.modules[stub.__name__] = stub
-blocked = ["msdspn_jax.models.resnet", "msdspn_jax.models.slot_attention", "msdspn_jax.tasks.clevr"]
+blocked = ["msdspn_jax.models.resnet", "msdspn_jax.models.slot_attention"]
+blocked += ["msdspn_jax.tasks.clevr_model"]
 sys.meta_path.insert(0, Blocked(blocked))
 from msdspn_jax import cli
 sys.exit(cli.main(sys.argv[1:]))
@@ -167,7 +168,7 @@ def test_weights_and_artefact_predict_the_same_for_any_batch(box, tmp_path, caps
 
 
 def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(clevr.STAGES, "resnet18", (1, 1, 1, 1))
+    monkeypatch.setitem(clevr_model.STAGES, "resnet18", (1, 1, 1, 1))
     config = clevr.Config(
         model="idspn", size=64, encoder_width=2, latent_dim=4, hidden_dim=4, eval_inner_steps=3
     )
@@ -175,13 +176,13 @@ def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, cap
     model_file.save_model(path, config, random_variables(config, 0.3), step=1)
     monkeypatch.setattr(model_file, "box_model_path", lambda: path)
     out, asked = tmp_path / "m.zip", []
-    predict = clevr.Predictor.predict
+    predict = clevr_model.Predictor.predict
 
     def spy(self, *args, inner_steps=None):
         asked.append(inner_steps)
         return predict(self, *args, inner_steps=inner_steps)
 
-    monkeypatch.setattr(clevr.Predictor, "predict", spy)
+    monkeypatch.setattr(clevr_model.Predictor, "predict", spy)
     argv = ["export", "--out", str(out), "--platforms", "cpu", "--inner-steps", "2"]
     assert cli.main(argv) == 0
     assert set(asked) == {2}
