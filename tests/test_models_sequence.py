@@ -43,7 +43,7 @@ def test_shapes_dtypes_and_that_all_parameters_matter(module, noise_width):
         # The keys' bias shifts all attention scores alike, which softmax does not see.
         if "'key']['bias']" not in jax.tree_util.keystr(path):
             assert np.abs(grad).max() > 1e-7, path
-    assert module.apply(params, *arguments).shape == (2, 5, 6)
+    assert jax.eval_shape(module.apply, params, *arguments).shape == (2, 5, 6)
     with jax.enable_x64(True):
         double = [np.asarray(x, np.float64) for x in arguments]
         assert jax.eval_shape(module.apply, params, *double).dtype == jnp.float64

@@ -262,7 +262,9 @@ def test_data_does_not_depend_on_the_split_of_the_batch():
     chex.assert_trees_all_equal(jax.tree.map(lambda x: x[2:], whole), part)
 
 
-@pytest.mark.parametrize("name", ["idspn", "transformer-random-pe"])
+@pytest.mark.parametrize(
+    "name", ["idspn", pytest.param("transformer-random-pe", marks=pytest.mark.slow)]
+)
 def test_loss_and_evaluation(name, tmp_path):
     task = build(small(name))
     variables = jax.jit(task.init)(KEY)
