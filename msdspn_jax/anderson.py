@@ -1,5 +1,7 @@
 """Anderson acceleration of the inner minimisation, as an optax transformation."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

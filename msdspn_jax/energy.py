@@ -4,6 +4,8 @@ An energy is any function ``(params, sets, context) -> [batch]`` whose value for
 that set and its context alone. `latent_energy` builds the one of the paper from a set encoder.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

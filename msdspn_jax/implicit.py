@@ -26,6 +26,8 @@ differ in how they approximate u, and so in cost (P = 1 for the unconstrained pr
 the same as truncating the Neumann series of (I − ∂T/∂Y)⁻ᵀ after its first term.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple

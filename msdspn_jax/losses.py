@@ -1,5 +1,7 @@
 """Losses between sets: Hungarian (optimal assignment), Chamfer (nearest neighbours), numbering."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

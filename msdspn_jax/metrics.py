@@ -3,6 +3,8 @@
 All but `numbering_accuracy` run on the host with NumPy, in float64, on whole evaluation sets.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -57,9 +59,9 @@ CLEVR_LAYOUT = ObjectLayout(
 class PrecisionRecall(NamedTuple):
     """Precision and recall after each prediction, from the most to the least confident one."""
 
-    score: Float[np.ndarray, "predictions"]
-    precision: Float[np.ndarray, "predictions"]
-    recall: Float[np.ndarray, "predictions"]
+    score: Float[np.ndarray, " predictions"]
+    precision: Float[np.ndarray, " predictions"]
+    recall: Float[np.ndarray, " predictions"]
 
 
 def average_precision(
@@ -69,7 +71,7 @@ def average_precision(
     protocol: Protocol = "per_image",
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
-) -> Float[np.ndarray, "thresholds"]:
+) -> Float[np.ndarray, " thresholds"]:
     """Average precision of predicted objects, in [0, 1], at each distance threshold.
 
     A prediction is right when all attributes (argmax) equal those of a real object of its image and
@@ -164,7 +166,7 @@ def attribute_errors(
     target: Float[ArrayLike, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
-) -> dict[str, Float[np.ndarray, "images"]]:
+) -> dict[str, Float[np.ndarray, " images"]]:
     """What is wrong with the predictions, attribute by attribute, for each image.
 
     Every real object is paired with one prediction by the assignment of least total squared
@@ -204,7 +206,7 @@ def attribute_errors(
 
 
 def mean_by_number_of_objects(
-    values: Float[ArrayLike, "images *rest"],
+    values: Float[ArrayLike, images * rest],
     target: Float[ArrayLike, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -225,9 +227,9 @@ def mean_by_number_of_objects(
 class _Ranked(NamedTuple):
     """All predictions of all images, the most confident first."""
 
-    score: Float[np.ndarray, "predictions"]
-    distance: Float[np.ndarray, "predictions"]
-    claimed: Int[np.ndarray, "predictions"]
+    score: Float[np.ndarray, " predictions"]
+    distance: Float[np.ndarray, " predictions"]
+    claimed: Int[np.ndarray, " predictions"]
     num_real: int
 
 
@@ -300,7 +302,7 @@ def _check_sets(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout):
     return prediction, target, real
 
 
-def _check_thresholds(thresholds: ArrayLike) -> Float[np.ndarray, "thresholds"]:
+def _check_thresholds(thresholds: ArrayLike) -> Float[np.ndarray, " thresholds"]:
     thresholds = np.asarray(thresholds, np.float64)
     if thresholds.ndim != 1 or not len(thresholds) or not (thresholds > 0).all():
         raise ValueError(f"thresholds must be a list of positive distances, got {thresholds}")

@@ -1,5 +1,7 @@
 """The inner minimisation: from an energy and a start to the set that minimises it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

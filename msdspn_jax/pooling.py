@@ -13,6 +13,8 @@ multiset-equivariant gradient on which DSPN rests (two equal elements have disti
 distinct gradients).
 """
 
+from __future__ import annotations
+
 import functools
 
 import jax

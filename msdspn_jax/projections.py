@@ -1,5 +1,7 @@
 """Projections onto the sets in which elements may live."""
 
+from __future__ import annotations
+
 import functools
 
 import jax

@@ -1,5 +1,7 @@
 """The set encoder g: an MLP on every element, then a pool over the set."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import flax.linen as nn

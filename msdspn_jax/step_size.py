@@ -1,5 +1,7 @@
 """How large should the inner step be? Measured from the energy itself."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

@@ -10,7 +10,6 @@ from jax.test_util import check_grads
 
 import msdspn_jax as ms
 
-
 jitted_simplex = jax.jit(ms.simplex)
 
 

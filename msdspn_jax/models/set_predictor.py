@@ -1,5 +1,7 @@
 """Set prediction by energy minimisation: DSPN and iDSPN, which differ in `gradient` alone."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import flax.linen as nn
