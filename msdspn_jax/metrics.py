@@ -206,7 +206,7 @@ def attribute_errors(
 
 
 def mean_by_number_of_objects(
-    values: Float[ArrayLike, "images *rest"],
+    values: Float[ArrayLike, " images *rest"],
     target: Float[ArrayLike, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
