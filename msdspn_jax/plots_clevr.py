@@ -132,6 +132,33 @@ def average_precision_by_steps(
     return figure
 
 
+def curves_by_model(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], *, metric: str = "ap_0.5"
+) -> "Figure":
+    """Training loss (left) and a validation score (right) over the steps, one line a run.
+
+    Args:
+      runs: label -> lines of metrics.jsonl. Losses of models of different kinds are in different
+        units, so lines within a run are comparable and lines of different runs need not be.
+      metric: which value of the validation lines, in [0, 1].
+    """
+    figure = _figure(8.4, 3.3)
+    left, right = figure.subplots(1, 2)
+    for (label, lines), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+        train = [(x["step"], x["loss"]) for x in lines if x["split"] == "train"]
+        found = [(x["step"], 100 * x[metric]) for x in lines if x["split"] == "val"]
+        left.plot(*np.reshape(train, (-1, 2)).T, color=color, lw=1.5, label=label)
+        right.plot(*np.reshape(found, (-1, 2)).T, "o-", color=color, ms=4, lw=1.5, label=label)
+    left.set(xlabel="training step", ylabel="training loss, each model's own", yscale="log")
+    name = metric.replace("ap_", "AP").replace("inf", "∞")
+    right.set(xlabel="training step", ylabel=f"validation {name}, % (per image)")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        _plain(axes)
+    return figure
+
+
 def precision_recall_curves(curves: Mapping[str, PrecisionRecall]) -> "Figure":
     """Precision against recall over the whole data set, one line a name."""
     figure = _figure(4.2, 3.6)

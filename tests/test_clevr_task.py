@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import chex
@@ -15,7 +16,7 @@ from msdspn_jax import metrics
 from msdspn_jax.data import clevr as layout
 from msdspn_jax.data.clevr_cache import cache_folder, prepare_cache
 from msdspn_jax.errors import UserError
-from msdspn_jax.tasks import clevr, clevr_model, clevr_scores
+from msdspn_jax.tasks import clevr, clevr_model, clevr_report, clevr_scores
 from msdspn_jax.training import loop
 
 SIZE = 64
@@ -285,3 +286,40 @@ def test_idspn_learns_procedural_scenes_far_beyond_chance(tmp_path):
     # By guessing, 1 of 96 kinds of objects is right.
     assert outcome.metrics["ap_inf"] > 0.3
     assert (tmp_path / "run" / "figures" / "inner_steps.png").exists()
+
+
+def finished(folder, model, scores, **settings):
+    """The files of a finished and evaluated run, as far as a report reads them."""
+    folder.mkdir(parents=True)
+    numbers = {f"{p}_{t:g}": v for p, v in scores.items() for t in metrics.AP_THRESHOLDS}
+    c = dataclasses.asdict(clevr.Config(model=model, steps=20, run_dir=str(folder), **settings))
+    (folder / "config.json").write_text(json.dumps({"task": "clevr", "config": c}))
+    lines = [{"step": 10, "split": "train", "loss": 0.5}]
+    lines += [{"step": 20, "split": "val", "loss": 0.4, **numbers}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": {"test": numbers}}))
+
+
+def test_report_collects_runs_beside_the_published(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    argv = ["--runs", str(runs), "--out", str(out)]
+    with pytest.raises(UserError, match="no finished run of clevr below"):
+        clevr_report.report(argv)
+    small = {"size": 64, "set_size": 3, "min_objects": 1, "max_objects": 3}
+    finished(runs / "a", "idspn", {"ap": 0.5, "dataset_ap": 0.25}, seed=0, **small)
+    finished(runs / "b", "idspn", {"ap": 0.75, "dataset_ap": 0.5}, seed=7, **small)
+    finished(runs / "deep" / "c", "slot-mlp", {"ap": 0.125, "dataset_ap": 0.0}, **small)
+    assert clevr_report.report(argv) == 0
+    text = (out / "results.md").read_text()
+    assert "| iDSPN, seed 7 | per image | 75.0 | 75.0 |" in text
+    assert "| Slot MLP | data set | 0.0 |" in text
+    assert "published |" not in text
+    assert (out / "curves.png").stat().st_size > 5_000
+    assert len(json.loads((out / "results.json").read_text())) == 3
+
+    finished(runs / "d", "idspn", {"ap": 0.9, "dataset_ap": 0.8}, seed=1)
+    assert clevr_report.report(argv) == 0
+    assert "iDSPN, published | per image | 98.8±0.5" in (out / "results.md").read_text()
+    (runs / "d" / "evaluation.json").unlink()
+    with pytest.raises(UserError, match=r"not scored on the test split: .*/d; msdspn evaluate"):
+        clevr_report.report(argv)

@@ -89,8 +89,11 @@ def report(argv: list[str]) -> int:
     """Collect the runs, write tables and figure; returns the exit code."""
     import tyro
 
+    from msdspn_jax.training.run import finished_runs
+
     options = tyro.cli(Options, prog="msdspn report numbering", args=argv)
-    scores = [score_run(folder, options.split) for folder in finished_runs(options.runs)]
+    folders = finished_runs(options.runs, "numbering")
+    scores = [score_run(folder, options.split) for folder in folders]
     if not scores:
         raise UserError(
             f"no finished run of numbering below {options.runs}; train one with"
@@ -118,21 +121,6 @@ def report(argv: list[str]) -> int:
 
 
 # --- reading runs ---
-
-
-def finished_runs(root: Path) -> list[Path]:
-    """Folders below `root` that hold a finished run of this task."""
-    from msdspn_jax.training.run import is_finished, read_record
-
-    folders = []
-    for path in sorted(root.rglob("config.json")):
-        try:
-            record = read_record(path.parent)
-        except UserError:
-            continue
-        if record.get("task") == "numbering" and is_finished(path.parent):
-            folders.append(path.parent)
-    return folders
 
 
 def score_run(folder: Path, split: str) -> Scores:

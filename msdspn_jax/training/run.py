@@ -204,3 +204,16 @@ def is_finished(folder: Path) -> bool:
     except UserError:
         return False
     return any(line["step"] >= steps for line in read_metrics(folder, "val"))
+
+
+def finished_runs(root: Path, task: str) -> list[Path]:
+    """Folders below `root` that hold a finished run of a task."""
+    folders = []
+    for path in sorted(root.rglob("config.json")):
+        try:
+            record = read_record(path.parent)
+        except UserError:
+            continue
+        if record.get("task") == task and is_finished(path.parent):
+            folders.append(path.parent)
+    return folders
