@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -35,34 +37,34 @@ def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_grid_of_local_jobs_trains_every_cell_and_reports_the_bad_one(
-    tmp_path, monkeypatch, capsys
-):
+def test_grid_of_local_jobs_trains_every_cell_and_reports_the_bad_one(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: the slurm extra")
-    # Jobs are processes of their own: the task must be one that they can import.
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     grid_dir = tmp_path / "grid"
     size = ["--set-size", "2", "--set-dim", "2", "--inner-steps", "1", "--hidden-dim", "4"]
     size += ["--latent-dim", "4", "--batch-size", "2", "--val-size", "4", "--test-size", "4"]
-    argv = [
-        "grid",
-        "random-sets",
-        "--grid-dir",
-        str(grid_dir),
-        "--executor",
-        "local",
-        *size,
-        *SMALL,
-    ]
-    argv += ["--seed", "0,1"]
+    argv = ["grid", "random-sets", "--grid-dir", str(grid_dir), "--executor", "local"]
+    argv += [*size, *SMALL, "--seed", "0,1"]
+
+    def grid():
+        # A process of its own, as jobs are: submitit closes streams that pytest would capture.
+        return subprocess.run(
+            [sys.executable, "-m", "msdspn_jax.cli", *argv],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
     # A folder in the way of the second cell.
     grid_dir.mkdir()
     (grid_dir / "seed-1").write_text("")
-    assert cli.main(argv) == 1
+    first = grid()
+    assert first.returncode == 1, first.stderr
     assert run.is_finished(grid_dir / "seed-0")
-    assert "seed-1: " in capsys.readouterr().err
+    assert "seed-1: " in first.stderr
     (grid_dir / "seed-1").unlink()
-    assert cli.main(argv) == 0
+    second = grid()
+    assert second.returncode == 0, second.stderr
     assert run.is_finished(grid_dir / "seed-1")
     assert list((grid_dir / "jobs").glob("*_log.out"))
 
