@@ -308,11 +308,15 @@ def test_report_collects_runs_beside_the_published(tmp_path, capsys):
     small = {"size": 64, "set_size": 3, "min_objects": 1, "max_objects": 3}
     finished(runs / "a", "idspn", {"ap": 0.5, "dataset_ap": 0.25}, seed=0, **small)
     finished(runs / "b", "idspn", {"ap": 0.75, "dataset_ap": 0.5}, seed=7, **small)
+    (runs / "b" / "figures").mkdir()
+    tried = {steps: {"ap_0.5": steps / 100} for steps in (10, 40)}
+    (runs / "b" / "figures" / "inner_steps.json").write_text(json.dumps(tried))
     finished(runs / "deep" / "c", "slot-mlp", {"ap": 0.125, "dataset_ap": 0.0}, **small)
     assert clevr_report.report(argv) == 0
     text = (out / "results.md").read_text()
     assert "| iDSPN, seed 7 | per image | 75.0 | 75.0 |" in text
     assert "| Slot MLP | data set | 0.0 |" in text
+    assert "| iDSPN, seed 7 (20, then 40) | 10.0 | 40.0 |" in text
     assert "published |" not in text
     assert (out / "curves.png").stat().st_size > 5_000
     assert len(json.loads((out / "results.json").read_text())) == 3

@@ -59,6 +59,8 @@ class Row(NamedTuple):
     config: Mapping[str, Any]
     curves: Sequence[Mapping[str, Any]]
     scores: Mapping[str, float]
+    by_inner_steps: Mapping[str, Mapping[str, float]]
+    """Scores on validation images by number of inner steps; empty without an inner loop."""
 
     @property
     def comparable(self) -> bool:
@@ -75,7 +77,7 @@ def report(argv: list[str]) -> int:
 
     options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
     rows = collect(options.runs)
-    text = table(rows)
+    text = table(rows) + inner_steps_table(rows)
     scores = [{"label": row.label, "config": row.config, "test": row.scores} for row in rows]
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,9 @@ def collect(folder: Path) -> list[Row]:
             waiting.append(run)
             continue
         config = read_record(run)["config"]
-        rows.append(Row("", config, read_metrics(run), scores["test"]))
+        tried = run / "figures" / "inner_steps.json"
+        by_steps = json.loads(tried.read_text()) if tried.exists() else {}
+        rows.append(Row("", config, read_metrics(run), scores["test"], by_steps))
     if waiting:
         names = ", ".join(map(str, waiting))
         raise UserError(f"finished, but not scored on the test split: {names}; msdspn evaluate RUN")
@@ -142,6 +146,23 @@ def table(rows: Sequence[Row]) -> str:
         lines += ["", "No run saw 128 x 128 images of up to ten objects, so none is set beside the"]
         lines[-1] += " published ones."
     return "\n".join(lines) + "\n"
+
+
+def inner_steps_table(rows: Sequence[Row], metric: str = "ap_0.5") -> str:
+    """A score by number of inner steps at evaluation, as Markdown; empty where nothing was tried."""
+    steps = sorted({int(number) for row in rows for number in row.by_inner_steps})
+    if not steps:
+        return ""
+    lines = ["| model (inner steps in training) | " + " | ".join(map(str, steps)) + " |"]
+    lines.append("|---" * (1 + len(steps)) + "|")
+    for row in rows:
+        tried = row.by_inner_steps
+        cells = [_percent(tried[str(n)], metric) if str(n) in tried else "" for n in steps]
+        trained = f"{row.config['inner_steps']}, then {row.config['late_inner_steps']}"
+        if tried:
+            lines.append(f"| {row.label} ({trained}) | " + " | ".join(cells) + " |")
+    title = "AP0.5 per image on validation images, %, by number of inner steps at evaluation:"
+    return f"\n{title}\n\n" + "\n".join(lines) + "\n"
 
 
 def _percent(scores: Mapping[str, float], name: str) -> str:
