@@ -149,7 +149,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def inner_steps_table(rows: Sequence[Row], metric: str = "ap_0.5") -> str:
-    """A score by number of inner steps at evaluation, as Markdown; empty where nothing was tried."""
+    """A score by inner steps at evaluation, as Markdown; empty where nothing was tried."""
     steps = sorted({int(number) for row in rows for number in row.by_inner_steps})
     if not steps:
         return ""
