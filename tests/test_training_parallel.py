@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import chex
@@ -227,6 +228,8 @@ def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     survivor = both[1 - victim]
     try:
         wait_for_step(folder, 12, both[0])
+        # Saves are asynchronous: that of step 10 may still be under way.
+        wait_for(lambda: saved_steps(folder)[-1:] >= [10], both[0], "the checkpoint of step 10")
         both[victim].send_signal(signal.SIGKILL)
         killed = time.monotonic()
         _, err = survivor.communicate(timeout=90)
@@ -240,9 +243,7 @@ def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     assert "Start all processes again with --resume" in err
     assert "Traceback" not in err
     assert "stack trace" not in err
-    saved = Checkpoints(folder / "checkpoints", read_only=True).steps()
-    assert saved
-    assert saved[-1] >= 10
+    assert saved_steps(folder)[-1] >= 10
     config = Config(
         run_dir=str(folder), batch_norm=True, host_data=True, delay=0.05, steps=400, resume=True
     )
@@ -252,14 +253,28 @@ def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     assert np.isfinite(resumed.metrics["loss"])
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen, seconds: float = 120) -> None:
+def saved_steps(folder: Path) -> list[int]:
+    return list(Checkpoints(folder / "checkpoints", read_only=True).steps())
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     """Until a line of metrics.jsonl has at least this step."""
+
+    def reached():
+        lines = run.read_metrics(folder)
+        return bool(lines) and lines[-1]["step"] >= step
+
+    wait_for(reached, process, f"step {step}")
+
+
+def wait_for(
+    happened: Callable[[], bool], process: subprocess.Popen, what: str, seconds: float = 120
+) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        lines = run.read_metrics(folder)
-        if lines and lines[-1]["step"] >= step:
+        if happened():
             return
         if process.poll() is not None:
             raise AssertionError("ended early: " + process.communicate()[1][-3000:])
         time.sleep(0.05)
-    raise AssertionError(f"did not reach step {step}")
+    raise AssertionError(f"did not reach {what}")
