@@ -243,13 +243,15 @@ def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     assert "Start all processes again with --resume" in err
     assert "Traceback" not in err
     assert "stack trace" not in err
-    assert saved_steps(folder)[-1] >= 10
+    # On a slow machine the run has got further than step 12 before the kill arrives.
+    end = saved_steps(folder)[-1] + 20
+    assert 30 <= end < 400
     config = Config(
         run_dir=str(folder), batch_norm=True, host_data=True, delay=0.05, steps=400, resume=True
     )
-    config = Config(**{**config.to_dict(), "delay": 0.0, "steps": 30, "allow_config_change": True})
+    config = Config(**{**config.to_dict(), "delay": 0.0, "steps": end, "allow_config_change": True})
     resumed = loop.train(training_tasks.build(config), config)
-    assert int(resumed.state.step) == 30
+    assert int(resumed.state.step) == end
     assert np.isfinite(resumed.metrics["loss"])
 
 
