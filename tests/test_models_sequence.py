@@ -26,8 +26,9 @@ def test_deep_sets_layer_is_its_formula():
     [
         (DeepSets(6, 8), 0),
         (BiLSTM(6, 4), 0),
-        (Transformer(6, "none", 8, num_heads=2), 0),
-        (Transformer(6, "sinusoidal", 8, num_heads=2), 0),
+        # One program but for the encoding.
+        pytest.param(Transformer(6, "none", 8, num_heads=2), 0, marks=pytest.mark.slow),
+        pytest.param(Transformer(6, "sinusoidal", 8, num_heads=2), 0, marks=pytest.mark.slow),
         (Transformer(6, "random", 8, num_heads=2), 4),
     ],
 )

@@ -17,9 +17,9 @@ done
 
 # The shortened grid: n by d by inner steps by variant, 54 cells.
 grid() {
-  msdspn grid random-sets --grid-dir "$runs/grid" --fresh --val-size 1280 --steps 300 \
-    --batch-size 64 --hidden-dim 128 --latent-dim 128 --replicates 3 --evaluate-every 300 \
-    --checkpoint-every 300 --variant idspn-momentum,idspn,dspn "$@"
+  msdspn grid random-sets --grid-dir "$runs/grid" --fresh --val-size 640 --steps 200 \
+    --batch-size 32 --hidden-dim 128 --latent-dim 128 --replicates 3 --evaluate-every 200 \
+    --checkpoint-every 200 --variant idspn-momentum,idspn,dspn "$@"
 }
 grid --set-size 2,4,8 --set-dim 2,4,8 --inner-steps 10,20
 msdspn report random-sets --grid-dir "$runs/grid"
