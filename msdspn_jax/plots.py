@@ -253,7 +253,8 @@ def bars(
     axes.set(ylabel=ylabel, title=title)
     if log:
         axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
+    # Above the bars: inside there may be no room.
+    figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=8)
     _plain(axes)
     return figure
 
