@@ -35,6 +35,8 @@ NAMES = {
     "slot-attention": "Slot Attention",
     "slot-mlp": "Slot MLP",
 }
+# Settings that say where things lie, not what was done.
+_PLACES = ("run_dir", "cache_dir", "data_dir", "coordinator")
 PROTOCOLS = {"ap": "per image", "dataset_ap": "data set"}
 
 
@@ -78,7 +80,15 @@ def report(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
     rows = collect(options.runs)
     text = table(rows) + inner_steps_table(rows)
-    scores = [{"label": row.label, "config": row.config, "test": row.scores} for row in rows]
+    scores = [
+        {
+            "label": row.label,
+            "config": {k: v for k, v in row.config.items() if k not in _PLACES},
+            "test": row.scores,
+            "by_inner_steps": row.by_inner_steps,
+        }
+        for row in rows
+    ]
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         write_atomically(options.out / "results.md", text)
@@ -121,7 +131,7 @@ def collect(folder: Path) -> list[Row]:
 def _label(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The model's name, and whatever else is not the same in all runs of that model."""
     alike = [row.config for row in rows if row.config["model"] == config["model"]]
-    ignored = {"run_dir", "resume", "model"}
+    ignored = {*_PLACES, "resume", "model"}
     differs = [
         name
         for name in config
