@@ -95,16 +95,14 @@ def variant_of(config: dict[str, Any]) -> str:
 
 def collect(folder: Path) -> list[Row]:
     """The finished cells in a folder, in order of n, d, inner steps and variant."""
-    from msdspn_jax.training.run import is_finished, read_metrics, read_record
+    from msdspn_jax.training.run import finished_runs, read_metrics, read_record
 
     rows = []
-    for path in sorted(folder.glob("*/config.json")):
-        record = read_record(path.parent)
-        if record["task"] != "random-sets" or not is_finished(path.parent):
-            continue
+    for run in finished_runs(folder, "random-sets"):
+        record = read_record(run)
         config = record["config"]
-        last = read_metrics(path.parent, "val")[-1]
-        speeds = [x["steps_per_second"] for x in read_metrics(path.parent, "train")]
+        last = read_metrics(run, "val")[-1]
+        speeds = [x["steps_per_second"] for x in read_metrics(run, "train")]
         rows.append(
             Row(
                 n=config["set_size"],
