@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.core
@@ -31,7 +31,7 @@ INVALID = int(np.iinfo(np.int32).min)
 """The assignment of every row of a set whose cost is not finite, under ``jit``. The value is far
 out of range on purpose: ``jnp.take_along_axis`` with it gives NaN, not somebody else's element."""
 
-Method = Literal["auto", "device", "optax", "host"]
+Method = Literal["auto", "device", "pallas", "optax", "host"]
 Mask = Bool[Array, "*batch n"] | tuple[Bool[Array, "*batch n"], Bool[Array, "*batch m"]]
 
 
@@ -52,9 +52,11 @@ def assign(
       mask: which rows and columns take part: a pair of boolean arrays ``[*batch, n]`` and
         ``[*batch, m]``, or one array for both where ``n == m``.
       method: ``"device"``: shortest augmenting paths, the whole batch in lock-step, any backend,
-        under ``jit``. ``"optax"``: ``optax.assignment.hungarian_algorithm`` mapped over the batch
-        (no mask). ``"host"``: SciPy, for concrete arrays only. ``"auto"``: ``"host"`` for concrete
-        arrays on a CPU where it is faster, otherwise ``"device"``.
+        under ``jit``. ``"pallas"``: the same algorithm as one kernel, with one set a program, on an
+        NVIDIA or AMD GPU (not yet run on one); elsewhere ``"device"``. ``"optax"``:
+        ``optax.assignment.hungarian_algorithm`` mapped over the batch (no mask). ``"host"``: SciPy,
+        for concrete arrays only. ``"auto"``: ``"host"`` for concrete arrays on a CPU where it is
+        faster, otherwise ``"device"``.
 
     Returns:
       int32 column indices in row order. ``UNMATCHED`` (-1) for a row left over. Where ``cost`` is
@@ -65,8 +67,8 @@ def assign(
     batch, (n, m) = cost.shape[:-2], cost.shape[-2:]
     row_mask, column_mask = _checked_masks(mask, batch, n, m)
     concrete = not any(isinstance(x, jax.core.Tracer) for x in (cost, row_mask, column_mask))
-    if method not in ("auto", "device", "optax", "host"):
-        raise ValueError(f"method must be 'auto', 'device', 'optax' or 'host', got {method!r}.")
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}.")
     if method == "optax" and mask is not None:
         raise ValueError("method='optax' takes no mask; use method='device'.")
     if method == "host" and not concrete:
@@ -89,7 +91,8 @@ def assign(
     if method == "optax":
         assignment = _assign_with_optax(flat)
     else:
-        assignment = _assign_on_device(flat, rows, columns)
+        paths = _paths_by_kernel if method == "pallas" else _shortest_augmenting_paths
+        assignment = _assign_on_device(flat, rows, columns, paths)
     return jnp.reshape(assignment, (*batch, n))
 
 
@@ -109,11 +112,23 @@ def matched_cost(
 # The batched solver -----------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, inline=True)
+class _Paths(Protocol):
+    """A solver where no more rows than columns take part: the row of every column, or -1."""
+
+    def __call__(
+        self,
+        cost: Float[Array, "batch n m"],
+        row_mask: Bool[Array, "batch n"] | None = None,
+        column_mask: Bool[Array, "batch m"] | None = None,
+    ) -> Int[Array, "batch m"]: ...
+
+
+@functools.partial(jax.jit, inline=True, static_argnames="paths")
 def _assign_on_device(
     cost: Float[Array, "batch n m"],
     row_mask: Bool[Array, "batch n"] | None,
     column_mask: Bool[Array, "batch m"] | None,
+    paths: _Paths,
 ) -> Int[Array, "batch n"]:
     batch, n, m = cost.shape
     if batch == 0 or n == 0 or m == 0:
@@ -122,9 +137,9 @@ def _assign_on_device(
         valid = jnp.all(jnp.isfinite(cost), axis=(1, 2))
         cost = _conditioned(jnp.where(valid[:, None, None], cost, 0))
         if n <= m:
-            assignment = _rows_of(_shortest_augmenting_paths(cost), n)
+            assignment = _rows_of(paths(cost), n)
         else:
-            assignment = _shortest_augmenting_paths(jnp.swapaxes(cost, 1, 2))
+            assignment = paths(jnp.swapaxes(cost, 1, 2))
         return jnp.where(valid[:, None], assignment, INVALID)
 
     rows = jnp.ones((batch, n), bool) if row_mask is None else row_mask
@@ -144,7 +159,7 @@ def _assign_on_device(
         jnp.where(flip[:, None], columns, rows),
         jnp.where(flip[:, None], rows, columns),
     )
-    row_of = _shortest_augmenting_paths(cost, rows, columns)
+    row_of = paths(cost, rows, columns)
     assignment = jnp.where(flip[:, None], row_of, _rows_of(row_of, side))[:, :n]
     return jnp.where(valid[:, None], assignment, INVALID)
 
@@ -274,6 +289,25 @@ def _shortest_augmenting_paths(
         "row_of": row_of,
     }
     return jax.lax.while_loop(any_left, turn, state)["row_of"].T
+
+
+def _paths_by_kernel(
+    cost: Float[Array, "batch n m"],
+    row_mask: Bool[Array, "batch n"] | None = None,
+    column_mask: Bool[Array, "batch m"] | None = None,
+) -> Int[Array, "batch m"]:
+    """The GPU's kernel where there is one, decided when the program is lowered."""
+    # Imported here: Pallas takes a quarter of a second to import, and few need it.
+    from ._matching_kernel import shortest_augmenting_paths
+
+    return jax.lax.platform_dependent(
+        cost,
+        row_mask,
+        column_mask,
+        cuda=shortest_augmenting_paths,
+        rocm=shortest_augmenting_paths,
+        default=_shortest_augmenting_paths,
+    )
 
 
 def _cheapest_rows(

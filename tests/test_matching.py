@@ -1,5 +1,7 @@
 """The optimum's cost equals SciPy's, whatever the cost looks like; failures are loud."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from msdspn_jax import _matching_kernel, matching
 from msdspn_jax.matching import INVALID, UNMATCHED, assign, matched_cost
 
-METHODS = ("device", "optax", "host")
+METHODS = ("device", "pallas", "optax", "host")
+OURS = ("device", "pallas")
+
+
+NOT_INTERPRETED = matching._paths_by_kernel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _interpreted():
+    """Here method="pallas" interprets the kernel, where it would leave the work to "device"."""
+    kernel = functools.partial(_matching_kernel.shortest_augmenting_paths, interpret=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "_paths_by_kernel", kernel)
+        yield
 
 
 def random_cost(seed, shape, kind):
@@ -66,19 +82,20 @@ def test_optimal(method, kind, shape):
 
 
 # Few shapes, so that little is compiled; many values.
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 2**31),
     st.sampled_from([(7, 6, 6), (7, 4, 6), (7, 6, 4)]),
     st.sampled_from(["uniform", "tied", "negative", "rank-one", "zero"]),
     st.booleans(),
+    st.sampled_from(OURS),
 )
-def test_device_equals_scipy(seed, shape, kind, masked):
+def test_ours_equals_scipy(seed, shape, kind, masked, method):
     cost = random_cost(seed, shape, kind)
     rng = np.random.default_rng(seed + 1)
     rows, columns = (rng.random((shape[0], size)) < 0.6 for size in shape[1:])
     mask = (rows, columns) if masked else None
-    assignment = assign(cost, mask=mask, method="device")
+    assignment = assign(cost, mask=mask, method=method)
     check(cost, assignment, *(mask or ()))
 
 
@@ -91,7 +108,7 @@ def test_rows_come_in_order(method):
     np.testing.assert_array_equal(assign(cost, method=method), best)
 
 
-@pytest.mark.parametrize("method", ["device", "host"])
+@pytest.mark.parametrize("method", [*OURS, "host"])
 def test_long_paths(method):
     """The classical worst case: every new row pushes all earlier ones along."""
     n = 12
@@ -100,7 +117,7 @@ def test_long_paths(method):
     np.testing.assert_array_equal(assignment[0], np.arange(n)[::-1])
 
 
-@pytest.mark.parametrize("method", ["device", "host"])
+@pytest.mark.parametrize("method", [*OURS, "host"])
 @pytest.mark.parametrize("shape", [(7, 6, 6), (7, 4, 6)])
 def test_mask(method, shape):
     cost = random_cost(3, shape, "uniform")
@@ -131,7 +148,7 @@ def test_cost_that_is_not_finite_is_reported(method, value):
         assign(cost, method=method)
 
 
-@pytest.mark.parametrize("method", ["device", "optax"])
+@pytest.mark.parametrize("method", [*OURS, "optax"])
 def test_cost_that_is_not_finite_under_jit(method):
     cost = random_cost(6, (3, 6, 6), "uniform")
     sound = assign(cost, method=method)
@@ -153,24 +170,49 @@ def test_matched_cost_and_its_gradient():
     np.testing.assert_array_equal(gradient, jax.nn.one_hot(assignment, 5))
 
 
-def test_shapes_and_transformations():
+@pytest.mark.parametrize("method", OURS)
+def test_shapes_and_transformations(method):
     cost = random_cost(8, (2, 3, 4, 4), "uniform")
-    batched = assign(cost, method="device")
+    batched = assign(cost, method=method)
     chex.assert_shape(batched, (2, 3, 4))
     np.testing.assert_array_equal(assign(cost[1, 2]), batched[1, 2])
-    mapped = jax.jit(jax.vmap(lambda cost: assign(cost, method="device")))(cost)
+    mapped = jax.jit(jax.vmap(lambda cost: assign(cost, method=method)))(cost)
     np.testing.assert_array_equal(mapped, batched)
-    chex.assert_shape(assign(np.zeros((0, 4, 4)), method="device"), (0, 4))
-    chex.assert_shape(assign(np.zeros((2, 0, 4)), method="device"), (2, 0))
+    chex.assert_shape(assign(np.zeros((0, 4, 4)), method=method), (0, 4))
+    chex.assert_shape(assign(np.zeros((2, 0, 4)), method=method), (2, 0))
 
 
-def test_precisions():
+@pytest.mark.parametrize("method", OURS)
+def test_precisions(method):
     cost = random_cost(9, (4, 5, 5), "uniform")
-    low = assign(jnp.asarray(cost, jnp.bfloat16), method="device")
+    low = assign(jnp.asarray(cost, jnp.bfloat16), method=method)
     check(np.asarray(jnp.asarray(cost, jnp.bfloat16), np.float32), low)
-    check(cost * np.float32(1e37), assign(cost * np.float32(1e37), method="device"))
+    check(cost * np.float32(1e37), assign(cost * np.float32(1e37), method=method))
     with jax.enable_x64():
-        check(cost.astype(np.float64), assign(cost.astype(np.float64), method="device"))
+        check(cost.astype(np.float64), assign(cost.astype(np.float64), method=method))
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 10), (3, 64, 64), (3, 5, 100)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("platform", ["cuda", "rocm"])
+def test_kernel_lowers_for_gpus(shape, dtype, platform):
+    """As far as one can go without a GPU: Pallas accepts the kernel for Triton."""
+    with jax.enable_x64(dtype == "float64"):
+        cost = jax.ShapeDtypeStruct(shape, dtype)
+        kernel = jax.jit(_matching_kernel.shortest_augmenting_paths)
+        program = kernel.trace(cost).lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("triton") == 1
+    assert "stablehlo.while" not in program
+
+
+def test_kernel_is_chosen_when_the_program_is_lowered(monkeypatch):
+    monkeypatch.setattr(matching, "_paths_by_kernel", NOT_INTERPRETED)
+    cost = random_cost(11, (3, 6, 6), "uniform")
+    solve = jax.jit(functools.partial(assign, method="pallas"))
+    for platform, uses_it in (("cuda", True), ("cpu", False)):
+        program = solve.trace(cost).lower(lowering_platforms=(platform,)).as_text()
+        assert ("triton" in program) == uses_it
+    np.testing.assert_array_equal(solve(cost), assign(cost, method="device"))
 
 
 def test_auto_agrees():
