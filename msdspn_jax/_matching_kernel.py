@@ -5,7 +5,8 @@ turn of its loop, and all sets wait for the slowest. Here a program holds the st
 (prices, distances, the row of every column: vectors of length m) in registers, fetches one row of
 costs a turn from memory, and ends when its own set is solved.
 
-Written with Pallas for its Triton backend (NVIDIA and AMD). Interpreted in the tests.
+Written with Pallas for its Triton backend (NVIDIA and AMD), which JAX 0.11 still has, but calls
+deprecated; its successor there, Mosaic GPU, is for NVIDIA alone. Interpreted in the tests.
 """
 
 from __future__ import annotations
