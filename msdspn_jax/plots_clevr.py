@@ -197,8 +197,10 @@ def errors(
         right.plot(numbers, [by_number[model][n] for n in numbers], "o-", color=color, ms=4)
     left.set(ylabel="wrong, % of objects")
     right.set(xlabel="objects in the image", ylabel=number_label)
+    right.set_xticks(sorted({n for numbers in by_number.values() for n in numbers}))
     right.set_ylim(bottom=0)
-    left.legend(frameon=False, fontsize=8)
+    if len(models) > 1:
+        left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
         _plain(axes)
     return figure

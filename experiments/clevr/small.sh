@@ -5,12 +5,20 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 RUNS=${RUNS:-runs/clevr-small}
 MSDSPN=${MSDSPN:-msdspn}
-for model in ${MODELS:-idspn dspn slot-mlp}; do
-  $MSDSPN train clevr --model "$model" --steps "${STEPS:-4000}" --size 64 --encoder-width 16 \
-    --latent-dim 128 --hidden-dim 128 --slot-dim 16 --set-size 3 --min-objects 1 --max-objects 3 \
-    --train-size 20000 --val-size 1000 --test-size 2000 --batch-size 64 --inner-steps 10 \
-    --late-inner-steps 20 --evaluate-every 500 --checkpoint-every 500 --resume \
-    --run-dir "$RUNS/$model"
-  $MSDSPN evaluate "$RUNS/$model"
-done
+# Name of the run folder, and what it differs in. "dspn-plain": DSPN as first published (Zhang et
+# al. 2019), plain gradient descent of ten steps.
+while read -r name options; do
+  # shellcheck disable=SC2086  # the options are words
+  $MSDSPN train clevr $options --steps "${STEPS:-5000}" --batch-size 64 --rate-drop 0.8 --size 64 \
+    --encoder-width 16 --latent-dim 256 --hidden-dim 256 --slot-dim 16 --set-size 3 \
+    --min-objects 1 --max-objects 3 --train-size 20000 --val-size 1000 --test-size 2000 \
+    --evaluate-every 500 --checkpoint-every 1000 --resume --run-dir "$RUNS/$name" </dev/null
+  $MSDSPN evaluate "$RUNS/$name" </dev/null
+done <<'MODELS'
+idspn      --model idspn --inner-steps 20 --late-inner-steps 40
+dspn       --model dspn --inner-steps 20 --late-inner-steps 40
+dspn-9     --model dspn --inner-steps 20 --late-inner-steps 40 --momentum 0.9
+dspn-plain --model dspn --inner-steps 10 --late-inner-steps 10 --momentum 0
+slot-mlp   --model slot-mlp
+MODELS
 $MSDSPN report clevr --runs "$RUNS"
