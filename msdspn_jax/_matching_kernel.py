@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
-UNMATCHED = -1
+from .matching import UNMATCHED
 
 
 def shortest_augmenting_paths(
