@@ -12,12 +12,13 @@ deprecated; its successor there, Mosaic GPU, is for NVIDIA alone. Interpreted in
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from .matching import UNMATCHED
@@ -59,7 +60,8 @@ def shortest_augmenting_paths(
         ],
         out_specs=pl.BlockSpec((1, width), lambda i: (i, 0)),
         out_shape=result,
-        compiler_params=_compiler_params(width),
+        # Every turn is a few reductions over the columns: within one warp they need no barrier.
+        compiler_params=triton.CompilerParams(num_warps=min(8, max(1, width // 128)), num_stages=1),
         interpret=interpret,
         name="shortest_augmenting_paths",
     )(
@@ -68,13 +70,6 @@ def shortest_augmenting_paths(
         jnp.pad(columns.astype(jnp.int32), extra),
     )
     return row_of[:, :m]
-
-
-def _compiler_params(width: int) -> Any:
-    from jax.experimental.pallas import triton
-
-    # Every turn is a few reductions over the columns: within one warp they need no barrier.
-    return triton.CompilerParams(num_warps=min(8, max(1, width // 128)), num_stages=1)
 
 
 class _Search(NamedTuple):
