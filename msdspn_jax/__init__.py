@@ -11,10 +11,8 @@ Everything here needs jax, flax, optax and numpy alone. Data, training, plots an
 live in submodules of their own, imported by name.
 """
 
-from .anderson import anderson
-from .energy import Context, Energy, latent_energy
-from .equivariance import EquivarianceReport, check_equivariance, push_apart
-from .implicit import (
+from msdspn_jax.acceleration import anderson
+from msdspn_jax.adjoints import (
     FixedPoint,
     Implicit,
     Unrolled,
@@ -25,15 +23,22 @@ from .implicit import (
     parse_gradient,
     unrolled,
 )
-from .losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
-from .matching import assign, matched_cost
-from .metrics import average_precision, numbering_accuracy
-from .minimise import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
-from .models.set_predictor import SetDecoder, SetPredictor, random_initial_sets, set_autoencoder
-from .pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
-from .projections import simplex
-from .set_encoder import SetEncoder
-from .step_size import StepSize, suggest_step_size
+from msdspn_jax.descent import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
+from msdspn_jax.energy import Context, Energy, latent_energy
+from msdspn_jax.equivariance import EquivarianceReport, check_equivariance, push_apart
+from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
+from msdspn_jax.matching.assignment import assign, matched_cost
+from msdspn_jax.metrics import average_precision, numbering_accuracy
+from msdspn_jax.models.set_predictor import (
+    SetDecoder,
+    SetPredictor,
+    random_initial_sets,
+    set_autoencoder,
+)
+from msdspn_jax.pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
+from msdspn_jax.projections import simplex
+from msdspn_jax.set_encoder import SetEncoder
+from msdspn_jax.step_size import StepSize, suggest_step_size
 
 __version__ = "0.1.0"
 

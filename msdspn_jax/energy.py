@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from . import _check
+from msdspn_jax import _check
 
 Params = Any
 Energy = Callable[[Params, jax.Array, Any], jax.Array]

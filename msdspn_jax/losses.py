@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from . import _check, matching
+from msdspn_jax import _check
+from msdspn_jax.matching import assignment as matching
 
 
 def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:

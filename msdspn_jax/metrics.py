@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from msdspn_jax.matching import assign
+from msdspn_jax.matching.assignment import assign
 
 Protocol = Literal["per_image", "dataset"]
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from . import _check
-from ._fence import computed_once
+from msdspn_jax import _check
+from msdspn_jax.ranks import computed_once
 
 RANK_METHODS = ("auto", "compare", "sort")
 

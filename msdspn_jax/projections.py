@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._fence import computed_once
+from msdspn_jax.ranks import computed_once
 
 _UNROLL_UP_TO = 128
 

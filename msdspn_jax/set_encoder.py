@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
-from . import _check, pooling
+from msdspn_jax import _check, pooling
 
 POOLS = ("fspool", "continuous_fspool", "sum", "mean")
 

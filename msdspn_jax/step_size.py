@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from . import _check
-from .energy import Energy, Params
-from .implicit import FixedPoint
-from .minimise import minimise, per_set_norm
+from msdspn_jax import _check
+from msdspn_jax.adjoints import FixedPoint
+from msdspn_jax.descent import minimise, per_set_norm
+from msdspn_jax.energy import Energy, Params
 
 
 class StepSize(NamedTuple):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from msdspn_jax import benchmarks, cli, implicit
+from msdspn_jax import adjoints as implicit
+from msdspn_jax import cli
+from msdspn_jax.bench import layer as benchmarks
 
 
 def run(capsys, *arguments):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msdspn_jax.descent import minimise
 from msdspn_jax.energy import Context, latent_energy
 from msdspn_jax.equivariance import best_matching, check_equivariance, example_sets, push_apart
-from msdspn_jax.minimise import minimise
 from msdspn_jax.pooling import fspool, mean_pool, sum_pool
 from msdspn_jax.set_encoder import SetEncoder
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from msdspn_jax import _matching_kernel, matching
-from msdspn_jax.matching import INVALID, UNMATCHED, assign, matched_cost
+from msdspn_jax.matching import assignment as matching
+from msdspn_jax.matching import kernel as _matching_kernel
+from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
 
 METHODS = ("device", "pallas", "optax", "host")
 OURS = ("device", "pallas")

@@ -19,7 +19,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from msdspn_jax import benchmarks
+from msdspn_jax.bench import layer as benchmarks
 
 HERE = Path(__file__).parent
 PEERS = ("ours", "torch", "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")

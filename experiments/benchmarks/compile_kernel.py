@@ -17,7 +17,7 @@ from jaxlib.mlir import ir
 from jaxlib.triton import dialect
 from triton.backends.compiler import GPUTarget
 
-from msdspn_jax._matching_kernel import shortest_augmenting_paths
+from msdspn_jax.matching.kernel import shortest_augmenting_paths
 
 
 def triton_program(n: int) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from msdspn_jax import benchmarks
+from msdspn_jax.bench import layer as benchmarks
 
 
 def encode(params, sets):

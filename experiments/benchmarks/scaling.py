@@ -17,7 +17,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from msdspn_jax import benchmarks, implicit, pooling
+from msdspn_jax import adjoints as implicit
+from msdspn_jax import pooling
+from msdspn_jax.bench import layer as benchmarks
 
 HERE = Path(__file__).parent
 BASE = benchmarks.LayerCase(n=8, d=8, width=64, num_steps=10, batch=16)

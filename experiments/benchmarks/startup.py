@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from msdspn_jax import benchmarks
+from msdspn_jax.bench import layer as benchmarks
 
 HERE = Path(__file__).parent
 # The shell's entry point, of which every command is one call.

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from msdspn_jax.data import clevr_scenes
-from msdspn_jax.data.clevr_render import QUALITIES, render
-from msdspn_jax.data.clevr_render_geometry import project
+from msdspn_jax.clevr import sampling as clevr_scenes
+from msdspn_jax.clevr.render.geometry import project
+from msdspn_jax.clevr.render.trace import QUALITIES, render
 
 
 def main() -> None:

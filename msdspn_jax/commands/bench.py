@@ -58,21 +58,21 @@ def main(argv: list[str]) -> int:
 def _part(part: str, size: int) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
     import importlib
 
-    from msdspn_jax import benchmarks
+    from msdspn_jax.bench import layer as benchmarks
 
     if part == "layer":
         return list(benchmarks.LAYER_CASES), benchmarks.bench_layer
     if part == "matching":
         return list(benchmarks.MATCHING_CASES), benchmarks.bench_matching
     if part == "render":
-        from msdspn_jax.benchmarks_render import bench_render
-        from msdspn_jax.data.clevr_render import QUALITIES
+        from msdspn_jax.bench.render import bench_render
+        from msdspn_jax.clevr.render.trace import QUALITIES
 
         def measure(case: str, repeat: int) -> dict[str, Any]:
             return {"case": case, **bench_render(size, case, repeat=repeat)}
 
         return list(QUALITIES), measure
-    name = f"msdspn_jax.benchmarks_{part}"
+    name = f"msdspn_jax.bench.{part}"
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

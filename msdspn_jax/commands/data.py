@@ -32,8 +32,8 @@ class PrepareClevr:
 
     def run(self) -> None:
         """Prepare every split."""
-        from msdspn_jax.data.clevr_cache import cache_folder, load_cache, prepare_cache
-        from msdspn_jax.data.clevr_tfds import open_source
+        from msdspn_jax.clevr.cache import cache_folder, load_cache, prepare_cache
+        from msdspn_jax.clevr.tfds import open_source
 
         for name in ("size", "threads"):
             if getattr(self, name) < 1:
@@ -64,7 +64,7 @@ class ConvertClevr:
 
     def run(self) -> None:
         """Convert all splits that are there."""
-        from msdspn_jax.data.clevr_tfds import convert_to_tfds
+        from msdspn_jax.clevr.tfds import convert_to_tfds
 
         print(convert_to_tfds(self.source, self.out))
 

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 
 def configuration(options: Demo, model: str) -> Any:
     """What the demo trains: small, but the models of `msdspn train digits`."""
-    from msdspn_jax.tasks import digits
+    from msdspn_jax.tasks.autoencoding import digits
 
     return digits.Config(
         model=model,  # type: ignore[arg-type]
@@ -102,9 +102,9 @@ def run(options: Demo, console: Any) -> dict[str, _Result]:
     import numpy as np
     import optax
 
-    from msdspn_jax.data.digits import load_point_sets, split_indices
     from msdspn_jax.losses import hungarian_loss
-    from msdspn_jax.tasks.autoencoding import autoencoder
+    from msdspn_jax.tasks.autoencoding.digits_data import load_point_sets, split_indices
+    from msdspn_jax.tasks.autoencoding.task import autoencoder
 
     config = configuration(options, "idspn")
     sets = load_point_sets(min_intensity=config.min_intensity).sets

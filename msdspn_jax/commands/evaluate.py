@@ -41,13 +41,13 @@ def main(argv: list[str]) -> int:
 
 def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     """Metrics by split, written into the run folder and shown."""
-    from msdspn_jax.training.cache import enable_compilation_cache
-    from msdspn_jax.training.logging import summarise
-    from msdspn_jax.training.run import (
+    from msdspn_jax._cache import enable_compilation_cache
+    from msdspn_jax.trained.run import (
         append_metrics,
         load_run,
         write_atomically,
     )
+    from msdspn_jax.training.logging import summarise
     from msdspn_jax.training.state import run_keys
 
     checkpoint: int | str = options.checkpoint

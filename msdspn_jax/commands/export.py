@@ -13,7 +13,7 @@ import tyro
 from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from msdspn_jax.model_file import Model
+    from msdspn_jax.trained.weights import Model
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
@@ -29,7 +29,7 @@ class Export:
         unzip -p ARTEFACT predict.py > predict.py && python predict.py ARTEFACT IMAGE
 
     `msdspn predict --artefact ARTEFACT IMAGE... --out DIR` runs it as well. --weights writes the
-    model as a safetensors file, for `msdspn predict --weights` and msdspn_jax.model_file.
+    model as a safetensors file, for `msdspn predict --weights` and msdspn_jax.trained.weights.
     """
 
     run: OptionalPath = None
@@ -75,7 +75,7 @@ class Export:
         return 0
 
     def _write_weights(self, path: Path, model: Model) -> None:
-        from msdspn_jax.model_file import save_model
+        from msdspn_jax.trained.weights import save_model
 
         try:
             save_model(path, model.config, model.variables, step=model.step)
@@ -84,7 +84,7 @@ class Export:
         print(f"{path}: weights, {_megabytes(path)}")
 
     def _write_artefact(self, path: Path, model: Model, source: str) -> None:
-        from msdspn_jax import artefact
+        from msdspn_jax.trained import program as artefact
 
         predict = functools.partial(
             predict_function(model, inner_steps=self.inner_steps, seed=self.seed), model.variables
@@ -125,7 +125,7 @@ def load(run: Path | None, weights: Path | None, checkpoint: str) -> tuple[Model
     Raises:
       UserError: it is not there, cannot be read, or is a model of another task.
     """
-    from msdspn_jax.model_file import Model, box_model_path, load_model
+    from msdspn_jax.trained.weights import Model, box_model_path, load_model
 
     if run is None:
         path = weights or box_model_path()
@@ -134,7 +134,7 @@ def load(run: Path | None, weights: Path | None, checkpoint: str) -> tuple[Model
             raise UserError(f"{path}: a model of the task {model.task_name}, expected clevr")
         return model, path.name if weights is None else str(path)
     from msdspn_jax import tasks
-    from msdspn_jax.training.run import load_run, package_versions, read_record
+    from msdspn_jax.trained.run import load_run, package_versions, read_record
 
     task = read_record(run).get("task")
     if task != "clevr":

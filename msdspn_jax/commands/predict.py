@@ -21,7 +21,7 @@ from msdspn_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from msdspn_jax.data.clevr import ClevrScene
+    from msdspn_jax.clevr.objects import ClevrScene
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
@@ -165,12 +165,12 @@ class Predict:
     def _predictor(self) -> Predictor:
         import jax
 
-        from msdspn_jax.data.clevr import PRESENCE_THRESHOLD
-        from msdspn_jax.training.cache import enable_compilation_cache
+        from msdspn_jax._cache import enable_compilation_cache
+        from msdspn_jax.clevr.objects import PRESENCE_THRESHOLD
 
         enable_compilation_cache()
         if self.artefact is not None:
-            from msdspn_jax.artefact import load_artefact
+            from msdspn_jax.trained.program import load_artefact
 
             artefact = load_artefact(self.artefact)
             settings = artefact.settings
@@ -202,7 +202,7 @@ class Predict:
         import numpy as np
 
         from msdspn_jax._progress import progress_bar
-        from msdspn_jax.data.clevr import LAYOUT
+        from msdspn_jax.clevr.objects import LAYOUT
 
         width = min(self.batch_size, len(pictures))
         read = functools.partial(read_picture, size=predictor.size)
@@ -245,7 +245,7 @@ class Predict:
         from rich.console import Console
         from rich.table import Table
 
-        from msdspn_jax.data.clevr import encode
+        from msdspn_jax.clevr.objects import encode
         from msdspn_jax.metrics import AP_THRESHOLDS, average_precision
 
         known = [(truth[p.path.name], array) for p, array in found if p.path.name in truth]
@@ -284,9 +284,9 @@ class Predict:
     ) -> None:
         from msdspn_jax import plots
         from msdspn_jax._progress import progress_bar
-        from msdspn_jax.data.clevr import encode, scene_camera
-        from msdspn_jax.data.clevr_files import decode_image, read_bytes
-        from msdspn_jax.plots_clevr import scene as draw_scene
+        from msdspn_jax.clevr.files import decode_image, read_bytes
+        from msdspn_jax.clevr.objects import encode, scene_camera
+        from msdspn_jax.clevr.plots import scene as draw_scene
 
         folder = self.out / "pictures"
         names = unique_names([f"{Path(p.name).stem}.png" for p, _ in found])
@@ -314,7 +314,7 @@ class Predict:
             raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
 
     def _write(self, name: str, content: Any) -> None:
-        from msdspn_jax.model_file import write_bytes
+        from msdspn_jax.trained.weights import write_bytes
 
         write_bytes(self.out / name, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -405,7 +405,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
     """Read and squash an image; what is wrong with it is returned, so that others go on."""
-    from msdspn_jax.data.clevr_files import decode_image, read_bytes, resize_image
+    from msdspn_jax.clevr.files import decode_image, read_bytes, resize_image
 
     try:
         image = decode_image(read_bytes(picture.path), str(picture.path))
@@ -419,7 +419,7 @@ def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
 
 def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dict[str, Any]:
     """An entry of a scenes file, every object with its score."""
-    from msdspn_jax.data.clevr import ClevrScene, decode, scene_to_json
+    from msdspn_jax.clevr.objects import ClevrScene, decode, scene_to_json
 
     objects = decode(elements, threshold=threshold)
     entry = scene_to_json(ClevrScene(picture.name, tuple(objects)))
@@ -431,8 +431,8 @@ def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dic
 
 def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
     """True scenes by file name."""
-    from msdspn_jax.data.clevr import scene_camera
-    from msdspn_jax.data.clevr_files import read_scenes
+    from msdspn_jax.clevr.files import read_scenes
+    from msdspn_jax.clevr.objects import scene_camera
 
     scenes = {scene.image_filename: scene for scene in read_scenes(path)}
     counts = Counter(p.path.name for p in pictures if p.path.name in scenes)
@@ -448,7 +448,7 @@ def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
 
 def _list(entries: list[dict[str, Any]]) -> None:
     """The objects of the first images, in words."""
-    from msdspn_jax.data.clevr import parse_scene
+    from msdspn_jax.clevr.objects import parse_scene
 
     for entry in entries[:_LISTED]:
         number = len(entry["objects"])

@@ -44,7 +44,7 @@ class Render:
 
     def run(self) -> int:
         """Check the flags, render, write."""
-        from msdspn_jax.data.clevr_render import QUALITIES
+        from msdspn_jax.clevr.render.trace import QUALITIES
 
         if (self.scenes is None) == (self.seed is None):
             raise UserError("give either --scenes FILE or --seed S (with --num N)")
@@ -86,7 +86,7 @@ class Render:
         from PIL import Image
         from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        from msdspn_jax.data.clevr_render import render
+        from msdspn_jax.clevr.render.trace import render
 
         size = (320, 480) if self.full else self.size
         entries = []
@@ -106,9 +106,9 @@ class Render:
         return entries
 
     def _from_file(self) -> Iterator[tuple[int, Any, list]]:
-        from msdspn_jax.data.clevr import scene_to_json
-        from msdspn_jax.data.clevr_files import read_scenes
-        from msdspn_jax.data.clevr_scenes import scene_arrays, setting_entry, stack_scenes
+        from msdspn_jax.clevr.files import read_scenes
+        from msdspn_jax.clevr.objects import scene_to_json
+        from msdspn_jax.clevr.sampling import scene_arrays, setting_entry, stack_scenes
 
         parsed = read_scenes(self.scenes)[: self.num]  # type: ignore[arg-type]
         if not parsed:
@@ -130,7 +130,7 @@ class Render:
         import jax
         import jax.numpy as jnp
 
-        from msdspn_jax.data.clevr_scenes import sample_scenes_from_keys, scene_entry
+        from msdspn_jax.clevr.sampling import sample_scenes_from_keys, scene_entry
 
         assert self.num is not None
         assert self.seed is not None

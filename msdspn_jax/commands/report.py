@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
@@ -18,6 +17,12 @@ numbers beside ours. Each task has its own flags:
 Tasks: {tasks}
 """
 
+_REPORTS = {
+    "random-sets": "msdspn_jax.tasks.autoencoding.report",
+    "numbering": "msdspn_jax.tasks.numbering.report",
+    "clevr": "msdspn_jax.tasks.clevr.report",
+}
+
 
 def main(argv: list[str]) -> int:
     """Hand over to ``msdspn_jax.tasks.<task>_report.report``; returns the exit code."""
@@ -26,7 +31,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     name = argv[0]
     tasks.load(name)
-    module = f"msdspn_jax.tasks.{name.replace('-', '_')}_report"
-    if importlib.util.find_spec(module) is None:
+    module = _REPORTS.get(name)
+    if module is None:
         raise UserError(f"there is no report for {name}; msdspn show RUN summarises a run")
     return importlib.import_module(module).report(argv[1:])

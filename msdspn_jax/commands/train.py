@@ -60,7 +60,7 @@ def parse(name: str, argv: list[str]) -> Any:
     if "--resume" in argv and run_dir is not None and (Path(run_dir) / "config.json").exists():
         import dataclasses
 
-        from msdspn_jax.training.run import read_config
+        from msdspn_jax.trained.run import read_config
 
         begun_as, saved = read_config(Path(run_dir))
         if begun_as != name:
@@ -104,7 +104,7 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
 
 def train(name: str, config: Any) -> int:
     """Train with a finished configuration; returns the exit code."""
-    from msdspn_jax.training.cache import enable_compilation_cache
+    from msdspn_jax._cache import enable_compilation_cache
     from msdspn_jax.training.parallel import start_distributed
     from msdspn_jax.training.supervise import supervise
 

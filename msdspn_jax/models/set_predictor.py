@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from .. import _check
-from ..energy import Context, latent_energy
-from ..implicit import Gradient, Projection, identity, unrolled
-from ..minimise import Minimum, minimise
-from ..set_encoder import SetEncoder
+from msdspn_jax import _check
+from msdspn_jax.adjoints import Gradient, Projection, identity, unrolled
+from msdspn_jax.descent import Minimum, minimise
+from msdspn_jax.energy import Context, latent_energy
+from msdspn_jax.set_encoder import SetEncoder
 
 INITIAL_SETS = ("learned", "random")
 INITIAL_SCALE = 0.1

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-from .. import _check, matching
-from ..losses import smooth_l1
-from ..metrics import CLEVR_LAYOUT, ObjectLayout
-from .resnet import unit_range
+from msdspn_jax import _check
+from msdspn_jax.losses import smooth_l1
+from msdspn_jax.matching import assignment as matching
+from msdspn_jax.metrics import CLEVR_LAYOUT, ObjectLayout
+from msdspn_jax.models.resnet import unit_range
 
 
 class ConvFeatures(nn.Module):

@@ -13,6 +13,13 @@ TASKS = {
     "clevr": "images to sets of objects (paper, section 4.3)",
 }
 
+_MODULES = {
+    "random-sets": "autoencoding.random_sets",
+    "digits": "autoencoding.digits",
+    "numbering": "numbering.task",
+    "clevr": "clevr.task",
+}
+
 
 def load(name: str) -> ModuleType:
     """The module of a task: ``load("random-sets").build``."""
@@ -20,4 +27,4 @@ def load(name: str) -> ModuleType:
 
     if name not in TASKS:
         raise UserError(f"no task {name!r}; choose one of {', '.join(TASKS)}")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return importlib.import_module(f"{__name__}.{_MODULES[name]}")

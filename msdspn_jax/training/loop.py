@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from msdspn_jax.errors import UserError
-from msdspn_jax.training import run as run_folder
+from msdspn_jax.trained import run as run_folder
 from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.logging import Logger, Progress, summarise

@@ -1,0 +1,317 @@
+"""CLEVR figures: objects drawn into their image and put in words, and where a model errs.
+
+Every function returns a ``matplotlib.figure.Figure``; `plots.save` writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.matching.assignment import UNMATCHED, assign
+from msdspn_jax.metrics import PrecisionRecall
+from msdspn_jax.plots import SERIES, _figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WRONG, QUIET, INK = "#c8102e", "#8d96a3", "#20242c"
+_COLUMNS = ("size", "color", "material", "shape")
+# Positions of the columns of words, in shares of the width of their panel.
+_PLACES = {"number": 0.0, "size": 0.09, "color": 0.25, "material": 0.43, "shape": 0.61}
+_NUMBERS = {"distance": 0.93, "score": 1.08}
+
+
+def scene(
+    image: UInt8[np.ndarray, "height width 3"],
+    prediction: Float[np.ndarray, "n 19"],
+    target: Float[np.ndarray, "m 19"] | None = None,
+    *,
+    camera: clevr.Camera | None = None,
+    threshold: float = clevr.PRESENCE_THRESHOLD,
+    title: str = "",
+) -> "Figure":
+    """One image, with its predicted (and true) objects drawn in and listed in words beside it.
+
+    See `scenes`, of which this is one panel.
+    """
+    targets = None if target is None else [target]
+    return scenes(
+        [image],
+        [prediction],
+        targets,
+        cameras=[camera],
+        threshold=threshold,
+        titles=[title],
+        columns=1,
+    )
+
+
+def scenes(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    predictions: Sequence[Float[np.ndarray, "n 19"]],
+    targets: Sequence[Float[np.ndarray, "m 19"]] | None = None,
+    *,
+    cameras: Sequence[clevr.Camera | None] | None = None,
+    threshold: float = clevr.PRESENCE_THRESHOLD,
+    titles: Sequence[str] | None = None,
+    columns: int = 2,
+) -> "Figure":
+    """A grid of images with their objects.
+
+    A predicted object is a numbered circle, as large as its size says, in its predicted color. A
+    true object is a dashed white circle, and a line joins it to the prediction it is paired with
+    (the assignment of least squared distance over all features). In the list beside the image,
+    wrong words are red, with the distance in CLEVR units and the presence score behind; then come
+    the true objects that no prediction was left for, and predictions of no object are red
+    altogether.
+
+    Args:
+      images: any size; squashed ones are shown in the camera's proportions again.
+      predictions: in the CLEVR layout; elements with presence above ``threshold`` are shown.
+      targets: true sets, in the same layout; None where they are not known.
+      cameras: of the images; None for the generator's mean camera, from which the true one is up to
+        0.5 units away along each axis.
+      threshold: on the predicted presence.
+      titles: one a panel.
+      columns: panels side by side.
+
+    Raises:
+      ValueError: lengths differ, or there is nothing to show.
+    """
+    number = len(images)
+    if not number or columns < 1:
+        raise ValueError(f"images must not be empty and columns positive, got {number}, {columns}")
+    for name, values in (("predictions", predictions), ("targets", targets), ("cameras", cameras)):
+        if values is not None and len(values) != number:
+            raise ValueError(f"{name} must have one entry an image, got {len(values)}, {number}")
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = _figure(7.6 * columns, 2.75 * rows)
+    panels = np.atleast_2d(np.array(figure.subfigures(rows, columns, wspace=0.02), object))
+    for i, panel in enumerate(panels.reshape(-1)[:number]):
+        picture, words = panel.subplots(1, 2, width_ratios=[1.15, 1])
+        camera = (cameras[i] if cameras else None) or clevr.look_at_origin()
+        found = clevr.decode(np.asarray(predictions[i]), threshold=threshold)
+        true = None if targets is None else clevr.decode(np.asarray(targets[i]))
+        partner = _pair(found, true or [])
+        _draw_image(picture, images[i], camera, found, true or [], partner)
+        _draw_words(words, found, true, partner)
+        if titles and titles[i]:
+            picture.set_title(titles[i], fontsize=9, color=INK, loc="left")
+    return figure
+
+
+def average_precision_by_steps(
+    scores: Mapping[int, Float[np.ndarray, "thresholds"]],
+    thresholds: Sequence[float],
+    *,
+    protocol: str,
+) -> "Figure":
+    """Test-time compute: average precision by number of inner steps, a line a threshold."""
+    figure = _figure(4.6, 3.4)
+    axes = figure.subplots()
+    steps = sorted(scores)
+    table = 100 * np.array([scores[step] for step in steps])
+    shades = np.linspace(0, 1, len(thresholds))
+    for column, threshold, shade in zip(table.T, thresholds, shades, strict=True):
+        color = (0.0, 0.47 * (1 - shade) + 0.2 * shade, 0.55 - 0.3 * shade, 1 - 0.65 * shade)
+        label = "AP" + ("∞" if np.isinf(threshold) else f"{threshold:g}")
+        axes.plot(steps, column, "o-", color=color, ms=4, lw=1.5, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.minorticks_off()
+    axes.set(xlabel="inner steps at evaluation", ylabel=f"average precision, % ({protocol})")
+    axes.set_ylim(0, 102)
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def curves_by_model(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], *, metric: str = "ap_0.5"
+) -> "Figure":
+    """Training loss (left) and a validation score (right) over the steps, one line a run.
+
+    Args:
+      runs: label -> lines of metrics.jsonl. Losses of models of different kinds are in different
+        units, so lines within a run are comparable and lines of different runs need not be.
+      metric: which value of the validation lines, in [0, 1].
+    """
+    figure = _figure(8.4, 3.3)
+    left, right = figure.subplots(1, 2)
+    for (label, lines), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+        train = [(x["step"], x["loss"]) for x in lines if x["split"] == "train"]
+        found = [(x["step"], 100 * x[metric]) for x in lines if x["split"] == "val"]
+        left.plot(*np.reshape(train, (-1, 2)).T, color=color, lw=1.5, label=label)
+        right.plot(*np.reshape(found, (-1, 2)).T, "o-", color=color, ms=4, lw=1.5, label=label)
+    left.set(xlabel="training step", ylabel="training loss, each model's own", yscale="log")
+    name = metric.replace("ap_", "AP").replace("inf", "∞")
+    right.set(xlabel="training step", ylabel=f"validation {name}, % (per image)")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        _plain(axes)
+    return figure
+
+
+def precision_recall_curves(curves: Mapping[str, PrecisionRecall]) -> "Figure":
+    """Precision against recall over the whole data set, one line a name."""
+    figure = _figure(4.2, 3.6)
+    axes = figure.subplots()
+    for (name, curve), color in zip(curves.items(), _cycle(len(curves)), strict=True):
+        axes.plot(curve.recall, curve.precision, color=color, lw=1.5, label=name)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def errors(
+    by_attribute: Mapping[str, Mapping[str, float]],
+    by_number: Mapping[str, Mapping[int, float]],
+    *,
+    number_label: str = "mean distance, CLEVR units",
+) -> "Figure":
+    """Where models err: share of wrong attributes (left), an error by number of objects (right).
+
+    Args:
+      by_attribute: model -> attribute -> share of objects that have it wrong, in [0, 1].
+      by_number: model -> number of objects in the image -> error.
+      number_label: what that error is.
+    """
+    figure = _figure(8.4, 3.3)
+    left, right = figure.subplots(1, 2)
+    models = list(by_attribute)
+    for k, (model, color) in enumerate(zip(models, _cycle(len(models)), strict=True)):
+        names = list(by_attribute[model])
+        places = np.arange(len(names)) + (k - (len(models) - 1) / 2) * 0.8 / len(models)
+        values = [100 * by_attribute[model][name] for name in names]
+        left.bar(places, values, 0.8 / len(models), color=color, label=model)
+        left.set_xticks(np.arange(len(names)), names)
+        numbers = sorted(by_number[model])
+        right.plot(numbers, [by_number[model][n] for n in numbers], "o-", color=color, ms=4)
+    left.set(ylabel="wrong, % of objects")
+    right.set(xlabel="objects in the image", ylabel=number_label)
+    right.set_xticks(sorted({n for numbers in by_number.values() for n in numbers}))
+    right.set_ylim(bottom=0)
+    if len(models) > 1:
+        left.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        _plain(axes)
+    return figure
+
+
+def _pair(found: list[clevr.ClevrObject], true: list[clevr.ClevrObject]) -> list[int]:
+    """For every prediction the index of its true object, or `UNMATCHED`."""
+    if not found or not true:
+        return [UNMATCHED] * len(found)
+    a, b = (clevr.encode(objects)[: len(objects)] for objects in (found, true))
+    cost = ((a[:, None] - b[None]) ** 2).sum(-1)
+    return np.asarray(assign(jnp.asarray(cost), method="host")).tolist()
+
+
+def _draw_image(
+    axes: "Axes",
+    image: UInt8[np.ndarray, "height width 3"],
+    camera: clevr.Camera,
+    found: list[clevr.ClevrObject],
+    true: list[clevr.ClevrObject],
+    partner: list[int],
+) -> None:
+    from matplotlib.patheffects import withStroke
+
+    height = 320.0
+    width = height * camera.aspect
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    outline = [withStroke(linewidth=2.2, foreground="#000000a0")]
+    for o in true:
+        (x, y), radius = _disc(camera, o, width, height)
+        ring: Any = _circle(x, y, radius, color="white", lw=0.9, ls=(0, (3, 2)))
+        axes.add_patch(ring)
+    for number, (o, matched) in enumerate(zip(found, partner, strict=True), 1):
+        (x, y), radius = _disc(camera, o, width, height)
+        rgb = np.array(clevr.COLOR_RGB[clevr.COLORS.index(o.color)]) / 255
+        right = matched != UNMATCHED and o.words == true[matched].words
+        ring = _circle(x, y, radius, color=rgb, lw=1.5)
+        ring.set_path_effects([withStroke(linewidth=2.8, foreground="#ffffffb0")])
+        axes.add_patch(ring)
+        if matched != UNMATCHED:
+            there, _ = _disc(camera, true[matched], width, height)
+            axes.plot([x, there[0]], [y, there[1]], color="white", lw=0.9, path_effects=outline)
+        axes.annotate(
+            str(number), (x, y), ha="center", va="center", fontsize=8, weight="bold",
+            color="white" if right or not true else "#ff8090", path_effects=outline,
+        )  # fmt: skip
+
+
+def _circle(x: float, y: float, radius: float, **style):
+    from matplotlib.patches import Circle
+
+    return Circle((x, y), radius, fill=False, clip_on=True, **style)
+
+
+def _disc(camera: clevr.Camera, o: clevr.ClevrObject, width: float, height: float):
+    """Where an object's centre and its size come to lie in the image."""
+    centre = np.array(o.position)
+    radius = clevr.SIZE_RADIUS[clevr.SIZES.index(o.size)]
+    points = np.stack([centre, centre + radius * camera.matrix_world[:3, 0]])
+    middle, side = clevr.project(camera, points, width, height)  # type: ignore[arg-type]
+    return middle, float(np.linalg.norm(side - middle))
+
+
+def _draw_words(
+    axes: "Axes",
+    found: list[clevr.ClevrObject],
+    true: list[clevr.ClevrObject] | None,
+    partner: list[int],
+) -> None:
+    axes.set(xlim=(0, 1.1), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    missed = [o for i, o in enumerate(true or []) if i not in partner]
+    lines = 1 + len(found) + (1 + len(missed) if missed else 0)
+    axes.set_ylim(max(lines, 11) - 0.5, -0.5)
+
+    def write(x: float, line: int, text: str, color: str = INK, align: Any = "left") -> None:
+        axes.text(x, line, text, fontsize=8, color=color, ha=align, va="center")
+
+    for name in _COLUMNS:
+        write(_PLACES[name], 0, name, QUIET)
+    if true is not None:
+        write(_NUMBERS["distance"], 0, "distance", QUIET, "right")
+    write(_NUMBERS["score"], 0, "score", QUIET, "right")
+    for line, (o, matched) in enumerate(zip(found, partner, strict=True), 1):
+        match = true[matched] if true is not None and matched != UNMATCHED else None
+        no_such = true is not None and match is None
+        write(_PLACES["number"], line, str(line), QUIET)
+        for name in _COLUMNS:
+            word = getattr(o, name)
+            wrong = no_such or (match is not None and getattr(match, name) != word)
+            write(_PLACES[name], line, word, WRONG if wrong else INK)
+        if match is not None:
+            distance = float(np.linalg.norm(np.subtract(o.position, match.position)))
+            write(_NUMBERS["distance"], line, f"{distance:.3f}", INK, "right")
+        elif no_such:
+            write(_NUMBERS["distance"], line, "–", WRONG, "right")
+        write(_NUMBERS["score"], line, f"{o.score:.2f}", QUIET, "right")
+    if missed:
+        write(_PLACES["size"], len(found) + 1, "missed:", QUIET)
+    for line, o in enumerate(missed, len(found) + 2):
+        for name in _COLUMNS:
+            write(_PLACES[name], line, getattr(o, name), WRONG)
+
+
+def _cycle(number: int) -> list[str]:
+    return [SERIES[i % len(SERIES)] for i in range(number)]
+
+
+def _plain(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e9ee", lw=0.7)
+    axes.set_axisbelow(True)

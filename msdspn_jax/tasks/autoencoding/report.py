@@ -1,0 +1,244 @@
+"""``msdspn report random-sets``: the tables and bar charts of the paper's section 4.2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from msdspn_jax.errors import UserError
+
+# Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
+# many steps of this batch with this width.
+PUBLISHED_SETTING = {"steps": 20_000, "batch_size": 128, "hidden_dim": 512}
+PUBLISHED = {
+    "DSPN": (0.028, 0.011),
+    "iDSPN": (0.009, 0.005),
+    "iDSPN, momentum": (0.003, 0.002),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Collect the finished cells of a grid into tables and charts.
+
+    Writes grid.md (the tables), grid.json (the numbers) and the charts by_n.png, by_d.png,
+    by_inner_steps.png and equal_compute.png. The last, and the published readings, only where cells
+    with n = d = 8 were trained as the paper's.
+    """
+
+    grid_dir: str = "runs/random-sets-grid"
+    """Folder of the cells: what msdspn grid random-sets wrote."""
+    out: str = "experiments/random_sets"
+    """Where the report goes."""
+
+
+class Row(NamedTuple):
+    """A finished cell."""
+
+    n: int
+    d: int
+    inner_steps: int
+    variant: str
+    loss: float
+    deviation: float
+    replicates: int
+    steps: int
+    steps_per_second: float
+    devices: str
+    batch_size: int
+    hidden_dim: int
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it was trained for as long, on as much and as wide as the paper's models."""
+        return all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
+
+
+def report(argv: list[str]) -> int:
+    """Run the verb for this task; returns the exit code."""
+    import tyro
+
+    options = tyro.cli(Report, prog="msdspn report random-sets", args=argv)
+    rows = collect(Path(options.grid_dir))
+    out = Path(options.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        text = tables(rows)
+        (out / "grid.md").write_text(text)
+        numbers = json.dumps([row._asdict() for row in rows], indent=1)
+        (out / "grid.json").write_text(numbers + "\n")
+        charts(rows, out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose --out") from error
+    print(text)
+    print(f"written to {out}")
+    return 0
+
+
+def variant_of(config: dict[str, Any]) -> str:
+    """The paper's name of a configuration."""
+    momentum = config["momentum"]
+    if momentum is None:
+        momentum = 0.9 if config["model"] == "idspn" else 0.0
+    name = {"idspn": "iDSPN", "dspn": "DSPN"}[config["model"]]
+    if config["backward"] != "auto":
+        name += f", {config['backward']}"
+    if config["pool"] != "fspool":
+        name += f", {config['pool']} pool"
+    return name + (", momentum" if momentum else "")
+
+
+def collect(folder: Path) -> list[Row]:
+    """The finished cells in a folder, in order of n, d, inner steps and variant."""
+    from msdspn_jax.trained.run import finished_runs, read_metrics, read_record
+
+    rows = []
+    for run in finished_runs(folder, "random-sets"):
+        record = read_record(run)
+        config = record["config"]
+        last = read_metrics(run, "val")[-1]
+        speeds = [x["steps_per_second"] for x in read_metrics(run, "train")]
+        rows.append(
+            Row(
+                n=config["set_size"],
+                d=config["set_dim"],
+                inner_steps=config["inner_steps"],
+                variant=variant_of(config),
+                loss=last["loss"],
+                deviation=last.get("loss_std", 0.0),
+                replicates=config["replicates"],
+                steps=config["steps"],
+                steps_per_second=speeds[-1] if speeds else float("nan"),
+                devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
+                batch_size=config["batch_size"],
+                hidden_dim=config["hidden_dim"],
+            )
+        )
+    if not rows:
+        raise UserError(f"{folder} holds no finished cell of random-sets; see msdspn grid --help")
+    return sorted(rows)
+
+
+def _variants(rows: Sequence[Row]) -> list[str]:
+    known = ["DSPN", "iDSPN", "iDSPN, momentum"]
+    found = {row.variant for row in rows}
+    return [v for v in known if v in found] + sorted(found - set(known))
+
+
+def relative_losses(rows: Sequence[Row], key: Callable[[Row], int]) -> dict[str, dict[int, float]]:
+    """Geometric mean of loss ÷ DSPN's loss in the same cell, by variant and ``key`` of the cell."""
+    dspn = {row[:3]: row.loss for row in rows if row.variant == "DSPN"}
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        if row[:3] in dspn:
+            ratio = row.loss / dspn[row[:3]]
+            found.setdefault(row.variant, {}).setdefault(key(row), []).append(ratio)
+    return {
+        variant: {k: float(np.exp(np.mean(np.log(v)))) for k, v in sorted(by_key.items())}
+        for variant, by_key in found.items()
+    }
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """All tables, as Markdown."""
+    variants = _variants(rows)
+    by_cell = {(row[:3], row.variant): row for row in rows}
+    lines = ["| n | d | inner steps | " + " | ".join(variants) + " |"]
+    lines.append("|---" * (3 + len(variants)) + "|")
+    for cell in dict.fromkeys(row[:3] for row in rows):
+        values = []
+        for variant in variants:
+            row = by_cell.get((cell, variant))
+            values.append("" if row is None else f"{row.loss:.4f} ± {row.deviation:.4f}")
+        lines.append("| " + " | ".join([*map(str, cell), *values]) + " |")
+    text = "Final validation loss, mean ± standard deviation over "
+    text += "/".join(str(r) for r in sorted({row.replicates for row in rows}))
+    text += " seeds after " + "/".join(str(s) for s in sorted({row.steps for row in rows}))
+    text += " training steps.\n\n" + "\n".join(lines) + "\n"
+
+    keys: dict[str, Callable[[Row], int]] = {
+        "n": lambda r: r.n,
+        "d": lambda r: r.d,
+        "inner steps": lambda r: r.inner_steps,
+    }
+    for name, key in keys.items():
+        relative = relative_losses(rows, key)
+        if not relative:
+            continue
+        values = sorted({k for by_key in relative.values() for k in by_key})
+        text += f"\nLoss relative to DSPN in the same cell (geometric mean), by {name}.\n\n"
+        text += f"| {name} | " + " | ".join(v for v in variants if v in relative) + " |\n"
+        text += "|---" * (1 + len(relative)) + "|\n"
+        for value in values:
+            cells = [f"{relative[v].get(value, np.nan):.2f}" for v in variants if v in relative]
+            text += f"| {value} | " + " | ".join(cells) + " |\n"
+
+    ours = [row for row in rows if (row.n, row.d) == (8, 8)]
+    if not any(row.comparable for row in ours):
+        setting = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in PUBLISHED_SETTING.items())
+        return text + (
+            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}), so its losses are"
+            " not set beside the published ones.\n"
+        )
+    text += "\nEqual compute, n = d = 8: the published reading beside ours, both trained alike.\n\n"
+    text += "| model | published, 1x / 2x compute | ours, by inner steps (training steps/s) |\n"
+    text += "|---|---|---|\n"
+    for variant in dict.fromkeys([*PUBLISHED, *variants]):
+        published = PUBLISHED.get(variant)
+        text += f"| {variant} | "
+        text += "" if published is None else f"{published[0]} / {published[1]}"
+        text += " | " + "; ".join(
+            f"{r.inner_steps}: {r.loss:.4f} ({r.steps_per_second:.2g}/s)"
+            for r in ours
+            if r.variant == variant and r.comparable
+        )
+        text += " |\n"
+    return text
+
+
+def charts(rows: Sequence[Row], out: Path) -> None:
+    """All charts, as PNG files in ``out``."""
+    from msdspn_jax import plots
+
+    variants = _variants(rows)
+    keys: dict[str, Callable[[Row], int]] = {
+        "n": lambda r: r.n,
+        "d": lambda r: r.d,
+        "inner_steps": lambda r: r.inner_steps,
+    }
+    for name, key in keys.items():
+        relative = relative_losses(rows, key)
+        if not relative:
+            continue
+        values = sorted({k for by_key in relative.values() for k in by_key})
+        label = name.replace("_", " ")
+        figure = plots.bars(
+            [f"{label} = {v}" for v in values],
+            {v: [relative[v].get(x, np.nan) for x in values] for v in variants if v in relative},
+            ylabel="loss ÷ DSPN's loss",
+        )
+        plots.save(figure, out / f"by_{name}.png")
+    # An older chart must not outlive the rows it was drawn from.
+    (out / "equal_compute.png").unlink(missing_ok=True)
+    ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
+    if not ours:
+        return
+    steps = sorted({row.inner_steps for row in ours})
+    groups = ["published, 1x", "published, 2x", *[f"ours, {s} inner steps" for s in steps]]
+    series, deviations = {}, {}
+    for variant in (v for v in variants if v in PUBLISHED):
+        of = {row.inner_steps: row for row in ours if row.variant == variant}
+        found = [of[s].loss if s in of else np.nan for s in steps]
+        series[variant] = [*PUBLISHED[variant], *found]
+        deviations[variant] = [0.0, 0.0, *[of[s].deviation if s in of else 0.0 for s in steps]]
+    if series:
+        figure = plots.bars(
+            groups, series, deviations=deviations, ylabel="validation loss", log=True,
+            title="n = d = 8",
+        )  # fmt: skip
+        plots.save(figure, out / "equal_compute.png")

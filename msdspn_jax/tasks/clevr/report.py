@@ -1,0 +1,182 @@
+"""``msdspn report clevr``: average precision of finished runs, and how they got there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.metrics import AP_THRESHOLDS
+
+# What makes a run comparable with the published ones (paper, section 4.3).
+PUBLISHED_SETTING = {"size": 128, "set_size": 10, "max_objects": 10}
+# Model, protocol, percent at the thresholds of metrics.AP_THRESHOLDS; as published.
+PUBLISHED = (
+    ("Slot MLP", "not known to us", ("19.8±1.6", "1.4±0.3", "0.3±0.2", "0.0", "0.0", "")),
+    ("DSPN", "not known to us", ("85.2±4.8", "81.1±5.2", "47.4±17.6", "10.8±9.0", "0.6±0.7", "")),
+    ("Slot Attention", "data set", ("94.3±1.1", "86.7±1.4", "56.0±3.6", "10.8±1.7", "0.9±0.2", "")),
+    (
+        "Slot Attention†",
+        "data set",
+        ("90.6±1.8", "89.1±2.1", "84.4±2.5", "50.3±3.8", "7.9±1.0", ""),
+    ),
+    (
+        "iDSPN",
+        "per image",
+        ("98.8±0.5", "98.5±0.6", "98.2±0.6", "95.8±0.7", "76.9±2.5", "32.3±3.9"),
+    ),
+)
+NAMES = {
+    "idspn": "iDSPN",
+    "dspn": "DSPN",
+    "slot-attention": "Slot Attention",
+    "slot-mlp": "Slot MLP",
+}
+# Settings that say where things lie, not what was done.
+_PLACES = ("run_dir", "cache_dir", "data_dir", "coordinator")
+PROTOCOLS = {"ap": "per image", "dataset_ap": "data set"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Collect the finished and evaluated runs of clevr into a table and curves.
+
+    Writes results.md, results.json and curves.png (training loss, validation AP0.5). Run
+    ``msdspn evaluate RUN`` for every run first: it makes the test scores.
+    """
+
+    runs: Path = Path("runs")
+    """Folder to search for runs, at any depth."""
+    out: Path = Path("experiments/clevr")
+    """Where the report goes."""
+
+
+class Row(NamedTuple):
+    """A finished run: what it was, its curves, its scores on the test split in [0, 1]."""
+
+    label: str
+    config: Mapping[str, Any]
+    curves: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, float]
+    by_inner_steps: Mapping[str, Mapping[str, float]]
+    """Scores on validation images by number of inner steps; empty without an inner loop."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it saw images like those of the published models."""
+        return all(self.config.get(name) == value for name, value in PUBLISHED_SETTING.items())
+
+
+def report(argv: list[str]) -> int:
+    """Run the verb for this task; returns the exit code."""
+    import tyro
+
+    from msdspn_jax import plots
+    from msdspn_jax.clevr import plots as plots_clevr
+    from msdspn_jax.trained.run import write_atomically
+
+    options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
+    rows = collect(options.runs)
+    text = table(rows) + inner_steps_table(rows)
+    scores = [
+        {
+            "label": row.label,
+            "config": {k: v for k, v in row.config.items() if k not in _PLACES},
+            "test": row.scores,
+            "by_inner_steps": row.by_inner_steps,
+        }
+        for row in rows
+    ]
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out / "results.md", text)
+        write_atomically(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
+        figure = plots_clevr.curves_by_model({row.label: row.curves for row in rows})
+        plots.save(figure, options.out / "curves.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {options.out}: {error.strerror}; choose --out") from error
+    print(text)
+    print(f"written to {options.out}")
+    return 0
+
+
+def collect(folder: Path) -> list[Row]:
+    """The finished and evaluated runs below a folder, labelled by what tells them apart."""
+    from msdspn_jax.trained.run import finished_runs, read_metrics, read_record
+
+    rows, waiting = [], []
+    for run in finished_runs(folder, "clevr"):
+        evaluation = run / "evaluation.json"
+        scores = json.loads(evaluation.read_text())["metrics"] if evaluation.exists() else {}
+        if "test" not in scores:
+            waiting.append(run)
+            continue
+        config = read_record(run)["config"]
+        tried = run / "figures" / "inner_steps.json"
+        by_steps = json.loads(tried.read_text()) if tried.exists() else {}
+        rows.append(Row("", config, read_metrics(run), scores["test"], by_steps))
+    if waiting:
+        names = ", ".join(map(str, waiting))
+        raise UserError(f"finished, but not scored on the test split: {names}; msdspn evaluate RUN")
+    if not rows:
+        raise UserError(
+            f"no finished run of clevr below {folder}; train one with"
+            " 'msdspn train clevr --run-dir RUN', or name another folder with --runs"
+        )
+    return [row._replace(label=_label(row.config, rows)) for row in rows]
+
+
+def _label(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """The model's name, and whatever else is not the same in all runs of that model."""
+    alike = [row.config for row in rows if row.config["model"] == config["model"]]
+    ignored = {*_PLACES, "resume", "model"}
+    differs = [
+        name
+        for name in config
+        if name not in ignored and len({str(c.get(name)) for c in alike}) > 1
+    ]
+    words = [f"{name.replace('_', ' ')} {config[name]}" for name in differs]
+    return ", ".join([NAMES[config["model"]], *words])
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Average precision in percent, as Markdown; the published beside comparable runs."""
+    names = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
+    lines = ["| model | protocol | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+    for row in rows:
+        for prefix, protocol in PROTOCOLS.items():
+            cells = [_percent(row.scores, f"{prefix}_{t:g}") for t in AP_THRESHOLDS]
+            lines.append(f"| {row.label} | {protocol} | " + " | ".join(cells) + " |")
+    if any(row.comparable for row in rows):
+        for name, protocol, cells in PUBLISHED:
+            lines.append(f"| {name}, published | {protocol} | " + " | ".join(cells) + " |")
+    else:
+        lines += ["", "No run saw 128 x 128 images of up to ten objects, so none is set beside the"]
+        lines[-1] += " published ones."
+    return "\n".join(lines) + "\n"
+
+
+def inner_steps_table(rows: Sequence[Row]) -> str:
+    """AP0.5 by inner steps at evaluation, as Markdown; empty where nothing was tried."""
+    steps = sorted({int(number) for row in rows for number in row.by_inner_steps})
+    if not steps:
+        return ""
+    lines = ["| model (inner steps in training) | " + " | ".join(map(str, steps)) + " |"]
+    lines.append("|---" * (1 + len(steps)) + "|")
+    for row in rows:
+        tried = row.by_inner_steps
+        cells = [_percent(tried[str(n)], "ap_0.5") if str(n) in tried else "" for n in steps]
+        trained = f"{row.config['inner_steps']}, then {row.config['late_inner_steps']}"
+        if tried:
+            lines.append(f"| {row.label} ({trained}) | " + " | ".join(cells) + " |")
+    title = "AP0.5 per image on validation images, %, by number of inner steps at evaluation:"
+    return f"\n{title}\n\n" + "\n".join(lines) + "\n"
+
+
+def _percent(scores: Mapping[str, float], name: str) -> str:
+    text = f"{100 * scores[name]:.1f}"
+    deviation = scores.get(f"{name}_std")
+    return text if deviation is None else f"{text}±{100 * deviation:.1f}"

@@ -1,0 +1,148 @@
+"""Scores of CLEVR object property prediction, and figures of where a model errs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+
+from msdspn_jax import metrics
+from msdspn_jax.tasks.clevr.model import ENERGY_MODELS, Predictor
+from msdspn_jax.training.task import Variables
+
+# The evaluation of test-time compute, beside the number of steps of the configuration.
+_STEPS_TRIED = (10, 20, 40, 80)
+
+
+# One program for every evaluation of a configuration: jit's cache is by identity otherwise.
+@functools.lru_cache(maxsize=16)
+def _scorer(predictor: Predictor, inner_steps: int | None):
+    @jax.jit
+    def run(variables, images, objects, keys):
+        prediction = predictor.predict(variables, images, keys, inner_steps=inner_steps)
+        values = {"loss": predictor.distance(prediction, objects)}
+        if prediction.minimum is not None:
+            values["inner_energy"] = prediction.minimum.energy
+            values["inner_gradient_norm"] = prediction.minimum.gradient_norm
+        return prediction.objects, values
+
+    return run
+
+
+def predict_all(
+    predictor: Predictor,
+    variables: Variables,
+    images: UInt8[np.ndarray, "num size size 3"],
+    objects: Float[np.ndarray, "num n 19"],
+    key: Key[Array, ""],
+    *,
+    inner_steps: int | None = None,
+) -> tuple[Float[np.ndarray, "num n 19"], dict[str, float]]:
+    """Predict every image, a batch at a time.
+
+    Returns:
+      The predicted sets, and means over the images: ``loss`` (of training, in this model's own
+      units) and how the inner minimisation went.
+    """
+    run = _scorer(predictor, inner_steps)
+    number, chunk = len(images), min(len(images), predictor.config.batch_size)
+    predicted, totals = [], {}
+    for first in range(0, number, chunk):
+        # The last chunk is filled up, so that one program serves all; what is too much is cut.
+        index = np.minimum(np.arange(first, first + chunk), number - 1)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        sets, values = run(variables, images[index], objects[index], keys)
+        kept = min(chunk, number - first)
+        predicted.append(np.asarray(sets)[:kept])
+        for name, value in values.items():
+            totals[name] = totals.get(name, 0.0) + float(np.asarray(value, np.float64)[:kept].sum())
+    return np.concatenate(predicted), {name: total / number for name, total in totals.items()}
+
+
+def score(
+    prediction: Float[np.ndarray, "num n 19"], objects: Float[np.ndarray, "num n 19"]
+) -> dict[str, float]:
+    """Average precision at every published threshold, in [0, 1].
+
+    ``ap_0.125`` and so on by protocol per_image, ``ap_mean`` their mean; ``dataset_ap_0.125`` and
+    so on by protocol dataset. See `metrics.average_precision`.
+    """
+    found: dict[str, float] = {}
+    protocols: dict[str, metrics.Protocol] = {"ap": "per_image", "dataset_ap": "dataset"}
+    for prefix, protocol in protocols.items():
+        values = metrics.average_precision(prediction, objects, protocol=protocol)
+        found |= {
+            f"{prefix}_{threshold:g}": float(value)
+            for threshold, value in zip(metrics.AP_THRESHOLDS, values, strict=True)
+        }
+        if protocol == "per_image":
+            found["ap_mean"] = float(np.mean(values))
+    return found
+
+
+def draw_figures(
+    predictor: Predictor,
+    variables: Variables,
+    images: UInt8[np.ndarray, "num size size 3"],
+    objects: Float[np.ndarray, "num n 19"],
+    folder: Path,
+) -> None:
+    """Draw predictions, curves and errors into ``folder``.
+
+    predictions.png; precision_recall.png; errors.png; for idspn and dspn also inner_steps.png, with
+    its numbers in inner_steps.json: average precision by number of inner steps.
+    """
+    from msdspn_jax import plots
+    from msdspn_jax.clevr import plots as plots_clevr
+
+    config = predictor.config
+    key = jax.random.key(0)
+    prediction, _ = predict_all(predictor, variables, images, objects, key)
+    count = min(6, len(images))
+    panels = plots_clevr.scenes(
+        list(images[:count]), list(prediction[:count]), list(objects[:count])
+    )
+    plots.save(panels, folder / "predictions.png")
+    curves = {
+        "AP" + ("∞" if np.isinf(threshold) else f"{threshold:g}"): metrics.precision_recall(
+            prediction, objects, threshold
+        )
+        for threshold in metrics.AP_THRESHOLDS
+    }
+    plots.save(plots_clevr.precision_recall_curves(curves), folder / "precision_recall.png")
+    plots.save(_error_figure({config.model: prediction}, objects), folder / "errors.png")
+    if config.model not in ENERGY_MODELS:
+        return
+    steps = sorted({*_STEPS_TRIED, config.steps_at_evaluation})
+    by_steps = {}
+    for num_steps in steps:
+        tried, inner = predict_all(
+            predictor, variables, images, objects, key, inner_steps=num_steps
+        )
+        by_steps[num_steps] = inner | score(tried, objects)
+    (folder / "inner_steps.json").write_text(json.dumps(by_steps, indent=1) + "\n")
+    names = [f"ap_{threshold:g}" for threshold in metrics.AP_THRESHOLDS]
+    lines = {k: np.array([values[name] for name in names]) for k, values in by_steps.items()}
+    figure = plots_clevr.average_precision_by_steps(
+        lines, metrics.AP_THRESHOLDS, protocol="per image"
+    )
+    plots.save(figure, folder / "inner_steps.png")
+
+
+def _error_figure(predictions: Mapping[str, np.ndarray], objects: np.ndarray):
+    """Errors by attribute, and distance by number of objects, of one or several models."""
+    from msdspn_jax.clevr import plots as plots_clevr
+
+    by_attribute, by_number = {}, {}
+    for name, prediction in predictions.items():
+        wrong = metrics.attribute_errors(prediction, objects)
+        attributes = (*metrics.CLEVR_LAYOUT.attributes, "presence")
+        by_attribute[name] = {a: float(np.nanmean(wrong[a])) for a in attributes}
+        means = metrics.mean_by_number_of_objects(wrong["position"], objects)
+        by_number[name] = {number: float(value) for number, value in means.items()}
+    return plots_clevr.errors(by_attribute, by_number)

@@ -1,0 +1,217 @@
+"""A trained predictor as one safetensors file: weights by name, and all that builds the model.
+
+The file opens with any safetensors reader. Its metadata has one entry, ``msdspn_jax``: JSON with
+the task, its configuration, the step of the checkpoint and the versions it was made with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.resources
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from msdspn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from msdspn_jax.training.config import TrainConfig
+    from msdspn_jax.training.task import Variables
+
+FORMAT = 1
+_ENTRY = "msdspn_jax"
+_BOX_MODEL = "clevr_small.safetensors"
+
+
+class Model(NamedTuple):
+    """A trained predictor.
+
+    Attributes:
+      config: the task's ``Config``; fields that only say how a run is carried out have their
+        defaults.
+      variables: as ``predictor.predict`` takes them.
+      step: training steps behind them.
+      predictor: what the task's ``build_predictor`` makes of ``config``.
+      versions: of the packages that the file was written with.
+      task_name: the word on the command line.
+    """
+
+    config: TrainConfig
+    variables: Variables
+    step: int
+    predictor: Any
+    versions: dict[str, str]
+    task_name: str = "clevr"
+
+
+def box_model_path() -> Path:
+    """Where the small CLEVR model that comes with the package lies; its card is beside it.
+
+    Raises:
+      UserError: this installation has none.
+    """
+    path = Path(str(importlib.resources.files("msdspn_jax") / "assets" / _BOX_MODEL))
+    if not path.exists():
+        raise UserError(
+            f"there is no model in the box: {path} is missing. Give a run folder, a weights file or"
+            " an artefact instead"
+        )
+    return path
+
+
+def save_model(
+    path: str | Path,
+    config: TrainConfig,
+    variables: Variables,
+    *,
+    step: int,
+    task_name: str = "clevr",
+) -> None:
+    """Write a predictor to one file, whole or not at all; the same model gives the same bytes.
+
+    Raises:
+      ValueError: a weight that is not finite.
+      UserError: the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    from msdspn_jax.trained.run import package_versions
+
+    arrays = {name: np.ascontiguousarray(x) for name, x in _by_name(variables).items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"variables: {name} must be finite, got a NaN or an infinity")
+    # Folders are those of the machine that trained: their last names say enough.
+    settings = {
+        k: Path(v).name if k.endswith("_dir") and v else v for k, v in config.numerical().items()
+    }
+    record = {
+        "format": FORMAT,
+        "task": task_name,
+        "config": settings,
+        "step": int(step),
+        "versions": package_versions(),
+    }
+    # A single entry: the writer does not keep the order of several.
+    data = save(arrays, metadata={_ENTRY: json.dumps(record, default=str, sort_keys=True)})
+    write_bytes(Path(path), data)
+
+
+def load_model(path: str | Path) -> Model:
+    """Read what `save_model` wrote, every name, shape and type checked against the model.
+
+    Raises:
+      UserError: no such file; not such a file, a damaged one, or one of a newer version; weights
+        that are not those of the model that its configuration describes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from msdspn_jax import tasks
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+    record = _read_record(path, metadata)
+    module = tasks.load(record["task"])
+    config = _read_config(path, module.Config, record["config"])
+    try:
+        predictor = module.build_predictor(config)
+        expected = jax.eval_shape(predictor.init, jax.random.key(0))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: its configuration makes no model: {error}") from error
+    _check_arrays(path, arrays, expected)
+    variables = jax.tree_util.tree_map_with_path(lambda key, _: arrays[_name(key)], expected)
+    return Model(config, variables, record["step"], predictor, record["versions"], record["task"])
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; folders are made where needed.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if _ENTRY not in metadata:
+        raise UserError(f"{path}: no model of msdspn_jax: its metadata has no entry {_ENTRY!r}")
+    try:
+        record = json.loads(metadata[_ENTRY])
+        version = record["format"]
+        if isinstance(version, int) and version > FORMAT:
+            raise UserError(
+                f"{path}: of format {version}, which a newer msdspn_jax wrote;"
+                f" this one reads up to {FORMAT}"
+            )
+        kinds = {"format": int, "task": str, "config": dict, "step": int, "versions": dict}
+        for name, kind in kinds.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged metadata ({error!r})") from error
+    return record
+
+
+def _read_config(path: Path, config_type: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
+    unknown = values.keys() - {f.name for f in dataclasses.fields(config_type)}
+    if unknown:
+        raise UserError(
+            f"{path}: its configuration has {', '.join(sorted(unknown))}, which this version of"
+            " msdspn_jax does not know"
+        )
+    # JSON has no tuples.
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return config_type(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: its configuration is not valid: {error}") from error
+
+
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray], expected: Any) -> None:
+    shapes = _by_name(expected)
+    for what, names in (
+        ("lacks", shapes.keys() - arrays.keys()),
+        ("has, and the model does not,", arrays.keys() - shapes.keys()),
+    ):
+        if names:
+            first = ", ".join(sorted(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{path}: {what} {first}{more}")
+    for name, array in arrays.items():
+        like = shapes[name]
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            raise UserError(
+                f"{path}: {name}: expected {like.dtype} {like.shape},"
+                f" got {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} holds a NaN or an infinity")
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_name(key): leaf for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(key: Any) -> str:
+    return jax.tree_util.keystr(key, simple=True, separator="/")

@@ -1,0 +1,225 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from msdspn_jax import cli
+from msdspn_jax.clevr import files as clevr_files
+from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.commands.predict import unique_names
+from msdspn_jax.trained import program as artefact
+from msdspn_jax.trained import weights as model_file
+
+SIZE = 16
+OBJECTS = (
+    clevr.ClevrObject("cube", "large", "metal", "red", (1.0, 2.0, 0.7), score=0.75),
+    clevr.ClevrObject("sphere", "small", "rubber", "cyan", (0.0, 0.0, 0.35), score=0.25),
+    clevr.ClevrObject("cylinder", "large", "rubber", "gray", (-1.5, 0.5, 0.7), score=1.0),
+)
+
+
+def see(images):
+    """Predicts OBJECTS; the first one's x is the green of the image's first pixel / 64."""
+    sets = jnp.broadcast_to(jnp.asarray(clevr.encode(OBJECTS)), (images.shape[0], 10, 19))
+    green = images[:, 0, 0, 1].astype(jnp.float32)
+    sets = sets.at[:, 0, 0].set(green / 64 / 3)
+    # An image that breaks the model.
+    return jnp.where((images[:, 0, 0, 0] == 255)[:, None, None], jnp.nan, sets)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("program") / "see.zip"
+    artefact.save_artefact(path, see, size=SIZE, facts={"model": "see"})
+    return path
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    def run(*images, out="out", **flags):
+        argv = ["--artefact", program, "--out", tmp_path / out, *images]
+        for name, value in flags.items():
+            argv += [f"--{name}"] if value is True else [f"--{name}", value]
+        return cli.main(["predict", *map(str, argv)])
+
+    return run
+
+
+def picture(path, color=(0, 64, 0), size=(SIZE, SIZE)):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+def test_images_of_all_sizes_become_scenes_and_pictures(run, tmp_path, capsys):
+    a = picture(tmp_path / "a.png", (0, 64, 0), (480, 320))
+    folder = tmp_path / "folder"
+    picture(folder / "b.JPG", (0, 128, 0))
+    picture(folder / "c.png", (0, 0, 0), (20, 60))
+    (folder / "notes.txt").write_text("not an image, and not meant to be one")
+    assert run(a, folder) == 0
+    text = capsys.readouterr()
+    assert "2 images resized to 16x16, from 480x320, 20x60" in text.err
+    assert "c.png: not in CLEVR's proportions" in text.err
+    assert "0.75  large red metal cube at (1.00, 2.00, 0.70)" in text.out
+    assert "6 objects in 3 images" in text.out
+
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["info"]["threshold"] == 0.5
+    assert written["info"]["model"] == "see"
+    first = written["scenes"][0]
+    assert first["image_filename"] == "a.png"
+    assert first["source"] == str(a)
+    # All above the threshold, the surest first, every one with its score: 1.0 as well.
+    assert [o["score"] for o in first["objects"]] == [1.0, 0.75]
+    assert first["objects"][1] == {
+        "shape": "cube", "size": "large", "material": "metal", "color": "red", "score": 0.75,
+        "3d_coords": pytest.approx([1.0, 2.0, 0.7]),
+    }  # fmt: skip
+    scenes = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")
+    assert [s.image_filename for s in scenes] == ["a.png", "b.JPG", "c.png"]
+    xs = [s.objects[1].position[0] for s in scenes]
+    np.testing.assert_allclose(xs, [1.0, 2.0, 0.0], atol=0.05)  # JPEG is lossy.
+    names = {p.name for p in (tmp_path / "out" / "pictures").iterdir()}
+    assert names == {"a.png", "b.png", "c.png"}
+
+
+def test_predictions_beside_their_images_are_a_clevr_folder(run, tmp_path):
+    images = tmp_path / "root" / "images" / "val"
+    images.parent.parent.mkdir()
+    images.parent.mkdir()
+    picture(images / "x.png")
+    assert run(images, out="root/scenes", **{"no-pictures": True}) == 0
+    scenes = tmp_path / "root" / "scenes"
+    assert not (scenes / "pictures").exists()
+    (scenes / "predictions.json").rename(scenes / "CLEVR_val_scenes.json")
+    record = clevr_files.ClevrFolder(tmp_path / "root", "val")[0]
+    expected = np.asarray(see(record["image"][None]))[0]
+    np.testing.assert_allclose(record["objects"][:2], expected[[2, 0]], rtol=1e-6)
+
+
+def test_images_are_squashed_as_the_data_pipeline_does(run, tmp_path):
+    noise = np.random.default_rng(3).integers(0, 200, (32, 48, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    assert run(tmp_path / "noise.png", **{"no-pictures": True}) == 0
+    scene = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0]
+    green = clevr_files.resize_image(noise, SIZE)[0, 0, 1]
+    assert scene.objects[1].position[0] == pytest.approx(green / 64)
+
+
+def test_wrong_files_are_named_and_skipped(run, tmp_path, capsys):
+    good = picture(tmp_path / "good.png")
+    cut = picture(tmp_path / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:-20])
+    half = tmp_path / "half.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(half)
+    half.write_bytes(half.read_bytes()[:1500])
+    text, empty = tmp_path / "text.png", tmp_path / "empty"
+    text.write_text("hello")
+    empty.mkdir()
+    nan = picture(tmp_path / "nan.png", (255, 0, 0))
+    wrong = (tmp_path / "missing.png", cut, half, text, empty, nan)
+    assert run(*wrong[:3], good, *wrong[3:], **{"batch-size": 2}) == 1
+    errors = capsys.readouterr().err
+    for path in wrong:
+        assert f"skipped: {path}" in errors
+    assert "nan.png: the prediction is not finite" in errors
+    assert "6 skipped" in errors
+    scenes = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")
+    assert [s.image_filename for s in scenes] == ["good.png"]
+
+    assert run(*wrong, out="none") == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_images_of_the_same_name_do_not_overwrite_each_other(run, tmp_path):
+    paths = [picture(tmp_path / name / "x.png", (0, 50 * i, 0)) for i, name in enumerate("abc")]
+    jpeg = picture(tmp_path / "a" / "x.jpg")
+    assert run(*paths, paths[0], jpeg, **{"batch-size": 2}) == 0
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())["scenes"]
+    assert [s["source"] for s in written] == [*map(str, paths), str(jpeg)]
+    names = [s["image_filename"] for s in written]
+    assert names == ["x.png", "x-2.png", "x-3.png", "x.jpg"]
+    xs = [s["objects"][1]["3d_coords"][0] for s in written[:3]]
+    np.testing.assert_allclose(xs, [0, 50 / 64, 100 / 64], rtol=1e-6)
+    pictures = {p.name for p in (tmp_path / "out" / "pictures").iterdir()}
+    assert pictures == {"x.png", "x-2.png", "x-3.png", "x-4.png"}
+
+
+@given(st.lists(st.sampled_from(["a.png", "A.png", "a-2.png", "a-3.png", "b", "b-2"])))
+def test_names_are_unique_and_kept_where_they_can_be(names):
+    unique = unique_names(names)
+    assert len({name.casefold() for name in unique}) == len(names)
+    for i, (name, new) in enumerate(zip(names, unique, strict=True)):
+        earlier = {n.casefold() for n in names[:i]}
+        assert (new == name) == (name.casefold() not in earlier)
+
+
+def test_the_truth_gives_average_precision(run, tmp_path, capsys):
+    images = [picture(tmp_path / f"{i}.png", (0, 64, 0)) for i in range(3)]
+    true = [o for o in OBJECTS if o.score > 0.5]
+    scenes = [clevr.ClevrScene(f"{i}.png", tuple(true)) for i in range(2)]
+    truth = tmp_path / "truth.json"
+    truth.write_text(json.dumps({"scenes": [clevr.scene_to_json(s) for s in scenes]}))
+    assert run(*images, scenes=truth) == 0
+    text = capsys.readouterr().out
+    assert "not scored: 1" in text
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["images"] == 2
+    # The third predicted object is not there, but ranked below both that are.
+    assert scores["ap_0.0625"] == 1
+    assert scores["dataset_ap_inf"] == 1
+    picture(images[1], (0, 96, 0))  # Half a unit off, for one object of two.
+    assert run(*images, scenes=truth, out="again") == 0
+    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert scores["ap_0.25"] < scores["ap_1"] == 1
+    assert run(tmp_path / "2.png", scenes=truth, out="third") == 2
+    assert "has no scene of any of these images" in capsys.readouterr().err
+
+
+def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
+    image = picture(tmp_path / "a.png")
+    quiet = {"no-pictures": True}
+    assert run(image, threshold=0.1, **quiet) == 0
+    assert len(clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0].objects) == 3
+    assert run(image, threshold=5, **quiet) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(image, threshold=5, overwrite=True, **quiet) == 0
+    assert clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0].objects == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"run": "r"}, "only one of --run, --artefact"),
+        ({"weights": "r"}, "only one of --weights, --artefact"),
+        ({"batch-size": 0}, "--batch-size must be at least 1, got 0"),
+        ({"inner-steps": 5}, "--inner-steps: fixed in an artefact"),
+        ({"seed": 5}, "--seed: fixed in an artefact"),
+        ({"threshold": "nan"}, "--threshold must be a finite number"),
+        ({"scenes": "none.json"}, "none.json: cannot be read"),
+    ],
+)
+def test_bad_flags_are_told(run, tmp_path, capsys, flags, words):
+    assert run(picture(tmp_path / "a.png"), **flags) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_model(tmp_path, monkeypatch, capsys):
+    image = str(picture(tmp_path / "a.png"))
+    out = ["--out", str(tmp_path / "out")]
+    monkeypatch.setattr(model_file, "_BOX_MODEL", "none.safetensors")
+    assert cli.main(["predict", image, *out]) == 2
+    assert "no model in the box" in capsys.readouterr().err
+    assert cli.main(["predict", image, *out, "--run", str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+    assert cli.main(["predict", *out]) == 2
+    assert "no images given" in capsys.readouterr().err
+    assert cli.main(["predict", image, *out, "--artefact", image]) == 2
+    assert "not an artefact, or damaged" in capsys.readouterr().err

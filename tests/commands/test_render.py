@@ -1,0 +1,79 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from msdspn_jax import cli
+from msdspn_jax.clevr import files as clevr_files
+
+BLENDER = pathlib.Path(__file__).parents[1] / "data" / "clevr_blender" / "CLEVR_calib_scenes.json"
+
+
+def run(*argv):
+    return cli.main(["render", *map(str, argv)])
+
+
+def test_fresh_scenes_are_a_clevr_folder_and_render_again(tmp_path, capsys):
+    small = ("--size", 16, "--quality", "fast")
+    assert run("--seed", 1, "--num", 2, *small, "--split", "val", "--out", tmp_path / "a") == 0
+    folder = clevr_files.ClevrFolder(tmp_path / "a", "val")
+    assert len(folder) == 2
+    record = folder[1]
+    assert record["image"].shape == (16, 16, 3)
+    assert record["file_name"] == "CLEVR_val_000001.png"
+    scenes = tmp_path / "a" / "scenes" / "CLEVR_val_scenes.json"
+    assert run("--scenes", scenes, *small, "--split", "val", "--out", tmp_path / "b") == 0
+    again = clevr_files.ClevrFolder(tmp_path / "b", "val")
+    for i in range(2):
+        np.testing.assert_array_equal(again[i]["image"], folder[i]["image"])
+        np.testing.assert_array_equal(again[i]["objects"], folder[i]["objects"])
+    # It does not write over what is there, unless told to.
+    assert run("--scenes", scenes, *small, "--split", "val", "--out", tmp_path / "b") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert "camera" in json.loads(scenes.read_text())["scenes"][0]
+
+
+@pytest.mark.slow
+def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
+    content = json.loads(BLENDER.read_text())
+    for entry in content["scenes"]:
+        del entry["camera"], entry["lights"]
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert run("--scenes", plain, "--num", 2, "--size", 16, "--quality", "fast", "--out", out) == 0
+    image = Image.open(out / "images" / "train" / "CLEVR_calib_000000.png")
+    assert image.size == (16, 16)
+    written = json.loads((out / "scenes" / "CLEVR_train_scenes.json").read_text())["scenes"]
+    assert len(written) == 2
+    assert written[0]["camera"]["location"] == pytest.approx([7.48113, -6.50764, 5.34367], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "either --scenes FILE or --seed S"),
+        (("--seed", 1, "--scenes", "x.json"), "either --scenes FILE or --seed S"),
+        (("--seed", 1), "--num"),
+        (("--seed", 1, "--num", 0), "--num must be at least 1"),
+        (("--seed", 1, "--num", 1, "--size", 0), "--size must be between 1 and 4096"),
+        (("--seed", 1, "--num", 1, "--quality", "best"), "--quality must be one of fast"),
+        (("--seed", 1, "--num", 1, "--split", "a/b"), "--split must be a plain word"),
+        (("--scenes", "missing.json"), "missing.json"),
+    ],
+)
+def test_errors_are_plain(argv, words, tmp_path, capsys):
+    assert run(*argv, "--out", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scene_that_cannot_be_rendered_is_named(tmp_path, capsys):
+    content = json.loads(BLENDER.read_text())
+    content["scenes"][2]["objects"][1]["3d_coords"][2] = 3.0
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(content))
+    assert run("--scenes", broken, "--out", tmp_path / "out") == 2
+    assert "broken.json: scenes[2].objects[1].3d_coords" in capsys.readouterr().err

@@ -1,0 +1,251 @@
+"""The command line: dispatch, help, train, resume, evaluate, show, grid, report, demo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import jax
+import pytest
+import training_tasks
+from training_tasks import compiled_once, no_figures  # noqa: F401
+
+from msdspn_jax import cli, tasks
+from msdspn_jax.commands import flags, grid
+from msdspn_jax.commands import train as train_command
+from msdspn_jax.errors import UserError
+from msdspn_jax.trained import run
+from msdspn_jax.training.config import TrainConfig
+
+training_tasks.register()
+SMALL = ["--steps", "2", "--evaluate-every", "1", "--no-progress"]
+
+
+def test_help_names_every_verb_and_every_verb_exists(capsys):
+    import importlib.util
+
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in text
+        assert importlib.util.find_spec(f"msdspn_jax.commands.{verb}") is not None, verb
+
+
+def test_unknown_words_are_answered_with_the_nearest(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+    assert cli.main(["train", "no-such-task"]) == 2
+    assert "choose one of random-sets, digits" in capsys.readouterr().err
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("task", ["random-sets", "digits", "numbering", "clevr"])
+def test_every_flag_has_help(task):
+    try:
+        config_type = tasks.load(task).Config
+    except ModuleNotFoundError:
+        pytest.skip("not there yet")
+    docs = flags.field_docs(config_type)
+    fields = [f.name for f in dataclasses.fields(config_type)]
+    assert [name for name in fields if not docs.get(name)] == []
+
+
+def test_help_of_a_task_shows_groups_and_defaults(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "digits", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    where = [text.index(x) for x in ("this-experiment", "training options", "run-folder", "safety")]
+    assert where == sorted(where)
+    assert "(default: 5000)" in text
+
+
+def test_groups_name_only_fields_that_exist():
+    named = [name for names in flags.GROUPS.values() for name in names]
+    assert set(named) <= set(TrainConfig.__dataclass_fields__)
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--set-size", "0"], "set_size must be at least 1, got 0"),
+        (["--backward", "sideways"], "expected one of"),
+        (["--model", "dspn", "--backward", "identity"], "does not go with model"),
+        (["--resume"], "--resume needs --run-dir"),
+        (["--num-processes", "2"], "need --coordinator"),
+        (["--coordinator", "here:1"], "several machines need --run-dir"),
+        (["--coordinator", "here:1", "--run-dir", "x"], "needs --num-processes and --process-id"),
+    ],
+)
+def test_flags_that_make_no_sense(argv, words, capsys):
+    assert cli.main(["train", "random-sets", *argv]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_resume_takes_what_is_not_given_from_the_run(tmp_path):
+    folder = str(tmp_path / "run")
+    assert cli.main(["train", "toy", "--run-dir", folder, "--noise", "0.25", *SMALL]) == 0
+    config = train_command.parse("toy", ["--run-dir", folder, "--resume"])
+    assert config.noise == 0.25
+    assert config.steps == 2
+    assert config.resume
+    assert cli.main(["train", "toy", "--run-dir", folder, "--resume"]) == 0
+    assert cli.main(["train", "toy", "--run-dir", folder, "--resume", "--noise", "0.5"]) == 2
+
+
+def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    size = ["--set-size", "2", "--set-dim", "2", "--inner-steps", "2", "--hidden-dim", "8"]
+    size += ["--latent-dim", "8", "--batch-size", "4", "--val-size", "10", "--test-size", "6"]
+    assert cli.main(["train", "random-sets", "--run-dir", str(folder), *size, *SMALL]) == 0
+    for name in ("predictions", "inner_loop", "strip", "curves"):
+        assert (folder / "figures" / f"{name}.png").stat().st_size > 2000
+    (folder / "figures" / "strip.png").unlink()
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder)]) == 0
+    assert "test" in capsys.readouterr().out
+    found = json.loads((folder / "evaluation.json").read_text())["metrics"]
+    (line,) = run.read_metrics(folder, "test")
+    assert line["loss"] == found["test"]["loss"]
+    assert found["val"]["loss"] == pytest.approx(run.read_metrics(folder, "val")[-1]["loss"])
+    assert (folder / "figures" / "strip.png").exists()
+    assert cli.main(["evaluate", str(folder), "--checkpoint", "77"]) == 2
+    assert cli.main(["show", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for word in ("random-sets", "--set-size", "finished", "strip.png", "checkpoints: 1, 2"):
+        assert word in shown.replace("\n", "")
+    opened = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: opened.append(command[-1]))
+    assert cli.main(["show", str(folder), "--open"]) == 0
+    assert {Path(path).name for path in opened} >= {"strip.png", "curves.png"}
+    assert cli.main(["show", str(tmp_path)]) == 0
+    assert cli.main(["show", str(folder / "figures")]) == 2
+
+
+# --- grids ---
+
+
+def test_grid_expands_commas():
+    cells = grid.expand(
+        "random-sets", ["--set-size", "2,4", "--set-dim=3", "--variant", "idspn,dspn"]
+    )
+    assert [cell.name for cell in cells] == [
+        "set-size-2_variant-idspn",
+        "set-size-2_variant-dspn",
+        "set-size-4_variant-idspn",
+        "set-size-4_variant-dspn",
+    ]
+    assert " ".join(cells[3].arguments) == "--set-size 4 --set-dim 3 --model dspn --momentum 0"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--set-size 2,0", "set_size must be at least 1"),
+        ("--set-size 2,2", "names a value twice"),
+        ("--variant best", "--variant must be of"),
+        ("--run-dir x", "grid's own affair"),
+        ("set-size 3", "expected a flag"),
+    ],
+)
+def test_grid_refuses_before_its_first_cell(argv, words):
+    with pytest.raises(UserError, match=words):
+        grid.expand("random-sets", argv.split())
+
+
+def test_grid_skips_finished_resumes_unfinished_and_refuses_others(tmp_path, monkeypatch, capsys):
+    argv = ["grid", "toy", "--noise", "0.1,0.2", "--grid-dir", str(tmp_path), *SMALL]
+    assert cli.main([*argv, "--max-cells", "1"]) == 0
+    trained = []
+    real = grid.train_cell
+    monkeypatch.setattr(
+        grid, "train_cell", lambda t, cell, f: trained.append(cell.name) or real(t, cell, f)
+    )
+    first, second = tmp_path / "noise-0.1", tmp_path / "noise-0.2"
+    assert run.is_finished(first)
+    assert not second.exists()
+    # An unfinished cell: begun, then its last step forgotten.
+    assert cli.main(argv) == 0
+    assert trained == ["noise-0.2"]
+    run.truncate_metrics(second, 1)
+    import shutil
+
+    shutil.rmtree(second / "checkpoints" / "2")
+    assert cli.main([*argv, "--dry-run"]) == 0
+    assert "unfinished  noise-0.2" in capsys.readouterr().out
+    assert cli.main(argv) == 0
+    assert trained == ["noise-0.2", "noise-0.2"]
+    assert run.is_finished(second)
+    assert cli.main([*argv, "--seed", "3"]) == 2
+    assert "--seed: the run has 0, asked for 3" in capsys.readouterr().err
+
+
+def test_one_diverging_cell_does_not_stop_the_grid(tmp_path, capsys):
+    argv = ["grid", "toy", "--bad-step", "1,5", "--grid-dir", str(tmp_path), *SMALL]
+    assert cli.main(argv) == 1
+    assert run.is_finished(tmp_path / "bad-step-5")
+    assert "bad-step-1: step 1: the loss is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [5, 20_000])
+def test_report_makes_tables_and_charts(tmp_path, steps):
+    for n, model, momentum, loss in (
+        (8, "idspn", None, 0.01),
+        (8, "dspn", None, 0.04),
+        (4, "idspn", 0.0, 0.02),
+        (4, "dspn", 0.0, 0.02),
+    ):
+        folder = tmp_path / "grid" / f"{n}-{model}"
+        folder.mkdir(parents=True)
+        config = {"set_size": n, "set_dim": 8, "inner_steps": 10, "model": model}
+        config |= {"momentum": momentum, "backward": "auto", "pool": "fspool"}
+        config |= {"steps": steps, "replicates": 3, "batch_size": 128, "hidden_dim": 512}
+        record = {"task": "random-sets", "config": config, "devices": ["cpu"], "num_devices": 1}
+        (folder / "config.json").write_text(json.dumps(record))
+        line = {"step": steps, "split": "val", "loss": loss, "loss_std": loss / 10}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    out = tmp_path / "out"
+    argv = ["report", "random-sets", "--grid-dir", str(tmp_path / "grid"), "--out", str(out)]
+    assert cli.main(argv) == 0
+    text = (out / "grid.md").read_text()
+    assert "| 8 | 8 | 10 | 0.0400 ± 0.0040 |  | 0.0100 ± 0.0010 |" in text
+    assert "| 8 | 1.00 |" in text
+    assert "0.25" in text  # 0.01 ÷ 0.04
+    for name in ("by_n", "by_d", "by_inner_steps"):
+        assert (out / f"{name}.png").stat().st_size > 2000
+    # What was trained for five steps does not stand beside what was trained for 20,000.
+    assert ("0.009 / 0.005" in text) == (steps == 20_000)
+    assert (out / "equal_compute.png").exists() == (steps == 20_000)
+    assert cli.main([*argv[:3], str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.slow
+def test_demo_trains_reports_and_draws_figures(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    assert cli.main(["demo", "--folder", str(folder), "--steps", "2", "--inner-steps", "2"]) == 0
+    for name in ("digits", "strip", "curves"):
+        assert (folder / f"{name}.png").stat().st_size > 2000
+    text = capsys.readouterr().out
+    assert "iDSPN" in text
+    assert "MiB" in text
+    assert str(folder) in text.replace("\n", "")
+
+
+def test_compilation_cache_can_be_moved_and_turned_off(tmp_path, monkeypatch):
+    from msdspn_jax import _cache as cache
+
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv(cache.VARIABLE, "off")
+        assert cache.enable_compilation_cache() is None
+        monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "xla"))
+        assert cache.enable_compilation_cache() == tmp_path / "xla"
+        assert Path(jax.config.jax_compilation_cache_dir).is_dir()  # type: ignore[attr-defined]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -1,0 +1,397 @@
+"""Class-specific numbering: data, loss, accuracy, models, task and report."""
+
+import dataclasses
+import itertools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.losses import numbering_assignment, numbering_loss
+from msdspn_jax.matching.assignment import INVALID
+from msdspn_jax.metrics import numbering_accuracy
+from msdspn_jax.tasks.numbering.data import (
+    draw_batch,
+    draw_classes,
+    fold_in_each,
+    number_within_classes,
+)
+from msdspn_jax.tasks.numbering.model import MODELS, numbering_model
+from msdspn_jax.tasks.numbering.task import (
+    PUBLISHED_EQUIVARIANCE,
+    PUBLISHED_READING,
+    Config,
+    build,
+    build_model,
+    model_equivariance,
+)
+
+KEY = jax.random.key(0)
+
+
+def small(model="deep-sets", **changes):
+    defaults = {
+        "set_size": 5,
+        "num_classes": 3,
+        "hidden_dim": 8,
+        "latent_dim": 8,
+        "width": 8,
+        "inner_steps": 3,
+        "batch_size": 4,
+        "train_size": 10,
+        "val_size": 11,
+        "test_size": 6,
+    }
+    return Config(model=model, **(defaults | changes))
+
+
+# --- data ---
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_numbers_count_earlier_elements_of_the_class(classes):
+    expected = [classes[:i].count(c) for i, c in enumerate(classes)]
+    assert number_within_classes(jnp.array(classes)).tolist() == expected
+
+
+def test_example_of_the_paper():
+    assert number_within_classes(jnp.array([0, 1, 1, 0])).tolist() == [0, 0, 1, 1]
+
+
+def test_batch_is_a_function_of_its_keys():
+    keys = fold_in_each(KEY, jnp.arange(6))
+    batch = draw_batch(keys, n=7, num_classes=4)
+    chex.assert_shape(batch.inputs, (6, 7, 4))
+    chex.assert_shape(batch.targets, (6, 7, 7))
+    chex.assert_trees_all_equal(
+        batch.targets.argmax(-1), number_within_classes(batch.inputs.argmax(-1))
+    )
+    half = draw_batch(keys[3:], n=7, num_classes=4)
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[3:], batch), half)
+
+
+def test_augmentation_permutes_and_numbers_anew():
+    keys = fold_in_each(KEY, jnp.zeros(20, int))
+    plain = draw_batch(keys, n=7, num_classes=3)
+    moved = draw_batch(keys, n=7, num_classes=3, permutation_keys=fold_in_each(KEY, jnp.arange(20)))
+    chex.assert_trees_all_equal(plain.inputs.sum(1), moved.inputs.sum(1))
+    assert len({bytes(np.asarray(x)) for x in moved.inputs}) > 5
+    chex.assert_trees_all_equal(
+        moved.targets.argmax(-1), number_within_classes(moved.inputs.argmax(-1))
+    )
+
+
+def test_classes_per_set():
+    keys = jax.random.split(KEY, 40)
+    classes = jax.vmap(lambda k: draw_classes(k, n=12, num_classes=5, classes_per_set=2))(keys)
+    counts = [len(set(row.tolist())) for row in classes]
+    assert max(counts) == 2
+    assert len(set(np.asarray(classes).ravel().tolist())) == 5
+    with pytest.raises(ValueError, match="classes_per_set"):
+        draw_classes(KEY, n=3, num_classes=2, classes_per_set=3)
+
+
+def test_all_classes_are_equally_frequent():
+    classes = draw_batch(jax.random.split(KEY, 500), n=8, num_classes=4).inputs.mean((0, 1))
+    chex.assert_trees_all_close(classes, jnp.full(4, 0.25), atol=0.03)
+
+
+# --- loss and accuracy ---
+
+
+@pytest.mark.parametrize("cost", ["l2", "ce"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_matching_is_the_best_within_classes(cost, scale):
+    # Costs far above 1000, the constant of the paper, must not spill over into other classes.
+    batch = draw_batch(jax.random.split(KEY, 8), n=5, num_classes=2)
+    prediction = scale * jax.random.normal(KEY, (8, 5, 5))
+    found = numbering_assignment(prediction, batch.targets, batch.inputs, cost=cost)
+    if cost == "l2":
+        pairs = jnp.linalg.norm(prediction[:, :, None] - batch.targets[:, None], axis=-1)
+    else:
+        pairs = -jax.nn.log_softmax(prediction) @ batch.targets.swapaxes(1, 2)
+    loss = numbering_loss(prediction, batch.targets, batch.inputs, cost=cost)
+    pairs, classes = np.asarray(pairs), np.asarray(batch.inputs.argmax(-1))
+    for b in range(8):
+        allowed = [
+            p for p in itertools.permutations(range(5)) if (classes[b][list(p)] == classes[b]).all()
+        ]
+        best = min(float(pairs[b][np.arange(5), list(p)].sum()) for p in allowed)
+        assert (classes[b][found[b]] == classes[b]).all()
+        assert float(pairs[b][np.arange(5), found[b]].sum()) == pytest.approx(best, rel=1e-5)
+        assert float(loss[b]) == pytest.approx(best / 5, rel=1e-5)
+
+
+def test_any_order_within_a_class_is_right():
+    batch = draw_batch(jax.random.split(KEY, 6), n=6, num_classes=2)
+    reverse = jnp.zeros((6, 6), int)
+    for b, classes in enumerate(np.asarray(batch.inputs.argmax(-1))):
+        number = np.asarray(number_within_classes(jnp.array(classes)))
+        size = np.bincount(classes, minlength=2)[classes]
+        reverse = reverse.at[b].set(size - 1 - number)
+    prediction = jax.nn.one_hot(reverse, 6)
+    assignment = numbering_assignment(prediction, batch.targets, batch.inputs)
+    accuracy = numbering_accuracy(prediction, batch.targets, assignment)
+    chex.assert_trees_all_equal(accuracy.micro, jnp.ones(6))
+    chex.assert_trees_all_equal(accuracy.macro, jnp.ones(6))
+    chex.assert_trees_all_close(
+        numbering_loss(prediction, batch.targets, batch.inputs), jnp.zeros(6)
+    )
+    # One element wrong: 5 of 6 elements, no set.
+    wrong = prediction.at[:, 0].set(jax.nn.one_hot(5, 6))
+    assignment = numbering_assignment(wrong, batch.targets, batch.inputs)
+    accuracy = numbering_accuracy(wrong, batch.targets, assignment)
+    chex.assert_trees_all_close(accuracy.micro, jnp.full(6, 5 / 6), atol=1e-6)
+    chex.assert_trees_all_equal(accuracy.macro, jnp.zeros(6))
+
+
+def test_gradient_is_finite_at_a_perfect_prediction():
+    batch = draw_batch(jax.random.split(KEY, 2), n=4, num_classes=2)
+    grads = jax.grad(lambda p: numbering_loss(p, batch.targets, batch.inputs).sum())(batch.targets)
+    chex.assert_trees_all_equal(grads, jnp.zeros_like(grads))
+
+
+def test_nan_is_reported():
+    batch = draw_batch(jax.random.split(KEY, 2), n=4, num_classes=2)
+    bad = batch.targets.at[0, 0, 0].set(jnp.nan)
+    loss = jax.jit(numbering_loss)(bad, batch.targets, batch.inputs)
+    assert np.isnan(loss[0])
+    assert np.isfinite(loss[1])
+    found = jax.jit(numbering_assignment)(bad, batch.targets, batch.inputs)
+    assert (found[0] == INVALID).all()
+    assert not jax.jit(numbering_accuracy)(batch.targets, batch.targets, found).micro[0]
+    with pytest.raises(ValueError, match="finite"):
+        numbering_loss(bad, batch.targets, batch.inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": jnp.zeros((2, 4, 3))}, "target"),
+        ({"classes": jnp.zeros((2, 3, 2))}, "classes"),
+        ({"cost": "l1"}, "cost"),
+    ],
+)
+def test_bad_input(change, message):
+    batch = draw_batch(jax.random.split(KEY, 2), n=4, num_classes=2)
+    arguments = {"prediction": batch.targets, "target": batch.targets, "classes": batch.inputs}
+    with pytest.raises(ValueError, match=message):
+        numbering_loss(**(arguments | change))
+
+
+# --- models ---
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_check_marks_of_fresh_models_are_the_published(name):
+    config = small(name)
+    params = jax.jit(build_model(config).init)(KEY)
+    report = model_equivariance(config, params, key=KEY, num_permutations=3)
+    found = (report.set_equivariant, report.multiset_equivariant)
+    assert found == PUBLISHED_EQUIVARIANCE[name], str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), [("idspn", False), ("transformer-random-pe", True)])
+def test_the_other_reading_of_randomness(name, expected):
+    reading = {"model": "elements", "elements": "model"}[PUBLISHED_READING[name]]
+    config = small(name)
+    params = jax.jit(build_model(config).init)(KEY)
+    report = model_equivariance(
+        config, params, key=KEY, noise_belongs_to=reading, num_permutations=3
+    )
+    assert report.set_equivariant == report.multiset_equivariant == expected
+
+
+def test_sum_pooling_makes_idspn_set_equivariant():
+    config = small("idspn", pool="sum")
+    params = jax.jit(build_model(config).init)(KEY)
+    assert model_equivariance(config, params, key=KEY, num_permutations=3).set_equivariant
+
+
+def test_published_settings():
+    config = Config()
+    assert (config.set_size, config.num_classes, config.steps, config.batch_size) == (
+        64,
+        4,
+        50_000,
+        128,
+    )
+    assert (config.hidden_dim, config.latent_dim, config.inner_steps) == (256, 256, 20)
+    with pytest.raises(ValueError, match="name"):
+        numbering_model("rnn", set_size=3, num_classes=2)
+    for changes in (
+        {"train_size": -1},
+        {"classes_per_set": 9},
+        {"inner_steps": 0},
+        {"gradient": "magic"},
+        {"eval_inner_steps": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            Config(**changes)
+
+
+# --- task ---
+
+
+def test_fixed_training_set_and_augmentation():
+    def inputs(config):
+        sample = build(config).sample
+        return np.concatenate(
+            [np.asarray(sample(KEY, step, jnp.arange(4)).inputs) for step in range(5)]
+        )
+
+    fixed = {bytes(x) for x in inputs(small())}
+    assert len(fixed) == 10
+    again = inputs(small())
+    chex.assert_trees_all_equal(inputs(small()), again)
+    counts = {tuple(x.sum(0)) for x in again}
+    moved = inputs(small(augment=True))
+    assert {tuple(x.sum(0)) for x in moved} == counts
+    assert not {bytes(x) for x in moved} <= fixed
+    fresh = {bytes(x) for x in inputs(small(train_size=0))}
+    assert len(fresh) > 15
+
+
+def test_data_does_not_depend_on_the_split_of_the_batch():
+    task = build(small(augment=True))
+    whole = task.sample(KEY, 3, jnp.arange(4))
+    part = task.sample(KEY, 3, jnp.arange(2, 4))
+    chex.assert_trees_all_equal(jax.tree.map(lambda x: x[2:], whole), part)
+
+
+@pytest.mark.parametrize(
+    "name", ["idspn", pytest.param("transformer-random-pe", marks=pytest.mark.slow)]
+)
+def test_loss_and_evaluation(name, tmp_path):
+    task = build(small(name))
+    variables = jax.jit(task.init)(KEY)
+    batch = task.sample(KEY, 0, jnp.arange(4))
+    keys = jax.random.split(KEY, 4)
+    step = jax.jit(lambda p: task.loss({"params": p}, batch, keys, stage=None, axis_name=None))
+    loss, (metrics, state) = step(variables["params"])
+    assert state is None
+    assert np.isfinite(loss)
+    assert ("inner_energy" in metrics) == (name == "idspn")
+    # 11 validation samples do not fill the chunk of the second evaluation.
+    one = task.evaluate(variables, "val", KEY)
+    assert set(one) == {"loss", *metrics}
+    assert one == task.evaluate(variables, "val", KEY)
+    if name == "idspn":
+        task.figures(variables, tmp_path)
+        assert (tmp_path / "numbering.png").stat().st_size > 1000
+
+
+def test_evaluation_is_the_mean_over_the_split():
+    whole = jax.jit(build(small(val_size=11)).init)(KEY)
+    by_size = [
+        build(small(batch_size=batch, val_size=11)).evaluate(whole, "val", KEY)["loss"]
+        for batch in (1, 4)
+    ]
+    assert by_size[0] == pytest.approx(by_size[1], rel=1e-5)
+
+
+def test_inner_steps_at_evaluation():
+    variables = jax.jit(build(small("idspn")).init)(KEY)
+    energy = [
+        build(small("idspn", eval_inner_steps=steps)).evaluate(variables, "val", KEY)[
+            "inner_energy"
+        ]
+        for steps in (None, 9)
+    ]
+    assert energy[0] != energy[1]
+
+
+def test_training_lowers_the_loss():
+    import optax
+
+    config = small("idspn", learning_rate=1e-2, train_size=0)
+    task = build(config)
+    params = jax.jit(task.init)(KEY)["params"]
+
+    @jax.jit
+    def step(params, state, i):
+        batch = task.sample(KEY, i, jnp.arange(4))
+        keys = fold_in_each(KEY, jnp.arange(4))
+        loss, grads = jax.value_and_grad(
+            lambda p: task.loss({"params": p}, batch, keys, stage=None, axis_name=None)[0]
+        )(params)
+        updates, state = task.optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state, losses = task.optimizer.init(params), []
+    for i in range(120):
+        params, state, loss = step(params, state, i)
+        losses.append(float(loss))
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+
+
+# --- report ---
+
+
+@pytest.mark.slow
+def test_report(tmp_path, capsys):
+    from msdspn_jax.tasks.numbering import report as numbering_report
+    from msdspn_jax.training.loop import train
+
+    with pytest.raises(UserError, match="no finished run"):
+        numbering_report.report(["--runs", str(tmp_path)])
+    config = small(
+        replicates=2,
+        steps=1,
+        progress=False,
+        tensorboard=False,
+        compilation_cache=False,
+        run_dir=str(tmp_path / "run"),
+    )
+    train(build(config), config)
+    output = tmp_path / "report"
+    assert numbering_report.report(["--runs", str(tmp_path), "--output", str(output)]) == 0
+    text = (output / "results.md").read_text()
+    assert "test split, 2 seeds" in text
+    assert "| DeepSets | 0.0±0.0 | 0.0±0.0 |" in text
+    assert text.strip() in capsys.readouterr().out
+    assert (output / "accuracy.png").stat().st_size > 1000
+    assert len(json.loads((output / "results.json").read_text())) == 1
+
+
+def test_runs_are_grouped_by_what_they_share():
+    from pathlib import Path
+
+    from msdspn_jax.tasks.numbering.report import Scores, group_by_settings, table
+
+    def run(accuracy, **changes):
+        config = dataclasses.replace(small(), **changes)
+        return Scores(Path("run"), config, 1, {"macro_accuracy": accuracy})
+
+    scores = [
+        run([0.1, 0.2]),
+        run([0.6], seed=2),
+        run([0.6], seed=2),
+        run([0.9], train_size=0, augment=True),
+        run([0.5], learning_rate=0.01),
+    ]
+    groups = group_by_settings(scores)
+    assert [len(members) for members in groups.values()] == [4, 1]
+    assert "learning_rate 0.01" in list(groups)[1]
+    rows = table(groups[next(iter(groups))])
+    cell = rows["deep-sets", False][10]
+    assert (cell.seeds, cell.mean, cell.std) == pytest.approx((3, 30.0, 700**0.5))
+    assert rows["deep-sets", True][0] == (90.0, 0.0, 1)
+
+
+def test_cells():
+    from msdspn_jax.tasks.numbering.report import Cell, markdown
+
+    assert str(Cell(96.84, 0.61, 6)) == "96.8±0.6"
+    assert str(Cell(50.0, 0.0, 1)) == "50.0"
+    text = markdown({("idspn", False): {640: Cell(12.3, 4.5, 3), 0: Cell(99.0, 0.1, 3)}})
+    assert "640 | fresh | published, 640" in text
+    assert "| iDSPN | 12.3±4.5 | 99.0±0.1 | 96.8±0.6 | 98.1±0.3 | 97.9±0.6 |" in text

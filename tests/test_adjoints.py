@@ -1,0 +1,287 @@
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import jaxopt
+import numpy as np
+import optax
+import problems
+import pytest
+
+import msdspn_jax as ms
+from msdspn_jax import adjoints as implicit
+
+KEY = jax.random.key(0)
+LONG = {"optimizer": optax.sgd(0.5), "num_steps": 400}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def objective(problem, gradient, projection=None, **settings):
+    """A smooth function of the minimum, to be differentiated in (params, context)."""
+    energy, _, _, start = problem
+
+    def function(params, context):
+        minimum = ms.minimise(
+            energy, params, context, start, gradient=gradient, projection=projection,
+            **(LONG | settings),
+        )  # fmt: skip
+        weights = jnp.cos(jnp.arange(start.size, dtype=start.dtype)).reshape(start.shape)
+        return jnp.sum(jnp.sin(minimum.sets) * weights)
+
+    return function
+
+
+def grads_of(problem, gradient, projection=None, **settings):
+    function = objective(problem, gradient, projection, **settings)
+    return jax.jit(jax.grad(function, argnums=(0, 1)))(*problem[1:3])
+
+
+def distance(a, b):
+    a, b = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (a, b))
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+@pytest.mark.usefixtures("float64")
+class TestAgainstTheTruth:
+    @pytest.mark.parametrize("projection", [None, ms.simplex])
+    def test_exact_equals_finite_differences(self, projection):
+        problem = problems.smooth_problem(KEY)
+        function = jax.jit(objective(problem, ms.exact(), projection))
+        grads = jax.jit(jax.grad(function, argnums=(0, 1)))(*problem[1:3])
+        rng = np.random.default_rng(0)
+        directions = jax.tree.map(lambda x: rng.normal(size=x.shape), problem[1:3])
+        eps = 1e-5
+
+        def shifted(sign):
+            moved = jax.tree.map(lambda x, d: x + sign * eps * d, problem[1:3], directions)
+            return function(*moved)
+
+        numeric = (shifted(1) - shifted(-1)) / (2 * eps)
+        analytic = sum(
+            jnp.sum(g * d)
+            for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(directions), strict=True)
+        )
+        np.testing.assert_allclose(analytic, numeric, rtol=1e-6)
+
+    @pytest.mark.parametrize("projection", [None, ms.simplex])
+    def test_everything_exact_agrees(self, projection):
+        problem = problems.smooth_problem(KEY)
+        oracle = grads_of(problem, ms.exact(method="dense"), projection)
+        others = {
+            "cg": ms.exact(method="cg"),
+            "conjugate_gradient": ms.conjugate_gradient(20),
+            "neumann": ms.neumann(200),
+        }
+        for name, gradient in others.items():
+            assert distance(grads_of(problem, gradient, projection), oracle) < 1e-7, name
+        unrolled = grads_of(problem, ms.unrolled(), projection)
+        assert distance(unrolled, oracle) < 1e-7
+
+    def test_exact_equals_jaxopt(self):
+        problem = problems.smooth_problem(KEY)
+        energy, params, context, start = problem
+        solver = jaxopt.GradientDescent(
+            lambda sets, params, context: jnp.sum(energy(params, sets, context)),
+            stepsize=0.5, acceleration=False, maxiter=400, tol=0, implicit_diff=True,
+            implicit_diff_solve=functools.partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-12),
+        )  # fmt: skip
+
+        def function(params, context):
+            sets = solver.run(start, params, context).params
+            weights = jnp.cos(jnp.arange(start.size, dtype=start.dtype)).reshape(start.shape)
+            return jnp.sum(jnp.sin(sets) * weights)
+
+        expected = jax.jit(jax.grad(function, argnums=(0, 1)))(params, context)
+        assert distance(grads_of(problem, ms.exact()), expected) < 1e-6
+
+    def test_neumann_approaches_exact(self):
+        problem = problems.smooth_problem(KEY)
+        oracle = grads_of(problem, ms.exact())
+        errors = [distance(grads_of(problem, ms.neumann(k)), oracle) for k in (0, 1, 2, 4, 8, 16)]
+        assert all(later < 0.9 * earlier for earlier, later in itertools.pairwise(errors))
+
+    def test_conjugate_gradient_approaches_exact(self):
+        problem = problems.smooth_problem(KEY)
+        oracle = grads_of(problem, ms.exact())
+        errors = [distance(grads_of(problem, ms.conjugate_gradient(k)), oracle) for k in (1, 3, 6)]
+        assert errors[0] > 10 * errors[1]
+        assert errors[2] < 1e-6
+
+    def test_damping_lies_between(self):
+        problem = problems.smooth_problem(KEY)
+        plain, damped, heavily = (
+            grads_of(problem, ms.conjugate_gradient(20, damping=damping))
+            for damping in (0, 0.1, 1e6)
+        )
+        assert 0 < distance(damped, plain) < 0.5
+        assert distance(heavily, plain) > 0.99
+
+    def test_unrolled_reaches_the_start_and_implicit_does_not(self):
+        energy, params, context, start = problems.smooth_problem(KEY)
+
+        def function(start, gradient):
+            sets = ms.minimise(energy, params, context, start, gradient=gradient, num_steps=2).sets
+            return jnp.sum(sets**2)
+
+        assert float(jnp.abs(jax.grad(function)(start, ms.unrolled())).max()) > 0
+        chex.assert_trees_all_equal(jax.grad(function)(start, ms.identity()), jnp.zeros_like(start))
+
+
+def test_identity_is_neumann_without_further_terms():
+    problem = problems.fspool_problem(KEY)
+    settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": 5}
+    chex.assert_trees_all_close(
+        grads_of(problem, ms.identity(), ms.simplex, **settings),
+        grads_of(problem, ms.neumann(0), ms.simplex, **settings),
+    )
+
+
+def test_identity_is_the_written_rule():
+    """θ̄ = −(∂²E/∂Y∂θ)ᵀ v at the iterate before the last step, by one explicit vjp."""
+    energy, params, context, start = problems.fspool_problem(KEY)
+    before_last = ms.minimise(energy, params, context, start, num_steps=3).sets
+
+    def step(params, context):
+        return before_last - jax.grad(lambda Y: jnp.sum(energy(params, Y, context)))(before_last)
+
+    v = jax.random.normal(KEY, start.shape)
+    expected = jax.jit(lambda *args: jax.vjp(step, *args)[1](v))(params, context)
+
+    def function(params, context):
+        return jnp.sum(ms.minimise(energy, params, context, start, num_steps=4).sets * v)
+
+    grads = jax.jit(jax.grad(function, argnums=(0, 1)))(params, context)
+    chex.assert_trees_all_close(grads, expected, atol=1e-6)
+
+
+def test_conjugate_gradient_falls_back_on_negative_curvature():
+    concave = implicit.FixedPoint(lambda p, Y, c: -0.5 * p["a"] * jnp.sum(Y**2, (1, 2)))
+    params, v = {"a": jnp.ones(())}, jax.random.normal(KEY, (2, 3, 2))
+    expected = ms.identity().vjp(concave, params, (), v, v)
+    solved = ms.conjugate_gradient(3).vjp(concave, params, (), v, v)
+    chex.assert_trees_all_close(solved, expected)
+
+
+def test_masks_and_integers_in_the_context_are_let_through():
+    encoder = ms.SetEncoder(8, 6, 4)
+    start = 0.1 * jax.random.normal(KEY, (2, 4, 3))
+    mask = jnp.array([[True, True, False, False], [True] * 4])
+    params = encoder.init(KEY, start, mask)
+    energy = ms.latent_energy(encoder.apply)
+
+    def function(params, latent, gradient):
+        context = ms.Context(latent, mask=mask)
+        return jnp.sum(
+            ms.minimise(energy, params, context, start, num_steps=3, gradient=gradient).sets ** 2
+        )
+
+    for gradient in (ms.conjugate_gradient(2), ms.unrolled()):
+        grad = jax.jit(jax.grad(functools.partial(function, gradient=gradient), argnums=(0, 1)))
+        grads = grad(params, jnp.ones((2, 6)))
+        chex.assert_tree_all_finite(grads)
+        assert float(jnp.abs(grads[1]).max()) > 0
+
+
+def test_composes_with_vmap_and_scan():
+    problem = _, params, context, _ = problems.fspool_problem(KEY)
+    settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": 3}
+    single = grads_of(problem, ms.identity(), **settings)
+    function = objective(problem, ms.identity(), **settings)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (params, context))
+    mapped = jax.jit(jax.vmap(jax.grad(function, argnums=(0, 1))))(*stacked)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], mapped), single, atol=1e-5)
+
+    def body(carry, _):
+        return carry, jax.grad(function)(carry, context)
+
+    scanned = jax.jit(lambda p: jax.lax.scan(body, p, None, length=2)[1])(params)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], scanned), single[0], atol=1e-5)
+
+
+def temp_bytes(gradient, num_steps):
+    problem = problems.fspool_problem(KEY, batch=16, n=8, d=4, hidden=64, latent=64)
+    settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": num_steps}
+    function = jax.jit(jax.grad(objective(problem, gradient, **settings), argnums=(0, 1)))
+    return function.lower(*problem[1:3]).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+    "gradient", [ms.identity(), ms.neumann(2), ms.conjugate_gradient(2)], ids=lambda g: g.name
+)
+def test_memory_of_implicit_ways_does_not_grow_with_steps(gradient):
+    few, many = temp_bytes(gradient, 10), temp_bytes(gradient, 160)
+    assert abs(many - few) < 0.05 * few
+
+
+def test_memory_of_unrolling_grows_linearly():
+    few, more, many = (temp_bytes(ms.unrolled(), steps) for steps in (10, 85, 160))
+    assert many > 5 * few
+    np.testing.assert_allclose((many - more) / (more - few), 1, rtol=0.1)
+    assert temp_bytes(ms.unrolled(rematerialise=True), 160) < many / 4
+
+
+def test_backward_pass_shares_the_last_gradient_of_the_descent():
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+    energy, params, context, start = problems.fspool_problem(KEY, n=4, hidden=64, latent=64)
+    fixed_point = implicit.FixedPoint(energy)
+
+    def descend(params, context):
+        return ms.minimise(energy, params, context, start, num_steps=3).sets
+
+    def train(params, context, cotangent):
+        sets, pull_back = jax.vjp(descend, params, context)
+        return sets, pull_back(cotangent)
+
+    def pull_back(params, context, sets, cotangent):
+        return ms.identity().vjp(fixed_point, params, context, sets, cotangent)
+
+    apart = flops(descend, params, context) + flops(pull_back, params, context, start, start)
+    gradient = flops(fixed_point.gradient, params, context, start)
+    assert flops(train, params, context, start) < apart - 0.9 * gradient
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("identity", "identity"),
+        ("unrolled", "unrolled"),
+        ("exact", "exact"),
+        ("neumann", "neumann(1)"),
+        ("neumann:3", "neumann(3)"),
+        ("conjugate-gradient", "conjugate_gradient(10, damping=0)"),
+        ("conjugate_gradient:5:0.01", "conjugate_gradient(5, damping=0.01)"),
+    ],
+)
+def test_parse(text, name):
+    assert ms.parse_gradient(text).name == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "newton", "identity:1", "neumann:x", "neumann:-1", "conjugate_gradient:1:2:3"]
+)
+def test_parse_errors(text):
+    with pytest.raises(ValueError, match="gradient: expected"):
+        ms.parse_gradient(text)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ms.neumann(-1), "num_terms: expected"),
+        (lambda: ms.conjugate_gradient(0), "max_steps: expected"),
+        (lambda: ms.conjugate_gradient(damping=-1), "damping: expected"),
+        (lambda: ms.exact(method="lu"), "method: expected one of"),
+    ],
+)
+def test_errors(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

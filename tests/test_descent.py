@@ -1,0 +1,259 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import problems
+import pytest
+
+import msdspn_jax as ms
+from msdspn_jax.descent import clip_per_set, per_set_norm
+
+KEY = jax.random.key(0)
+
+
+def by_hand(energy, params, context, sets, *, steps, momentum, clip, projection, lr=1.0):
+    """The semantics in a plain loop: per-set clipping, Nesterov momentum, projection."""
+    project = projection or (lambda x: x)
+    buffer = jnp.zeros_like(sets)
+    for _ in range(steps):
+        grads = jax.grad(lambda sets: jnp.sum(energy(params, sets, context)))(sets)
+        if clip is not None:
+            norm = jnp.sqrt(jnp.sum(grads**2, (1, 2), keepdims=True))
+            grads = grads * jnp.minimum(1, clip / (norm + 1e-6))
+        buffer = momentum * buffer + grads
+        sets = project(sets - lr * (grads + momentum * buffer if momentum else grads))
+    return sets
+
+
+@pytest.mark.parametrize(
+    ("momentum", "clip", "projection"), [(0.9, 0.05, None), (0.0, None, ms.simplex)]
+)
+def test_steps_equal_a_plain_loop(momentum, clip, projection):
+    energy, params, context, start = problems.fspool_problem(KEY)
+    optimizer = optax.sgd(1.0, momentum=momentum or None, nesterov=momentum > 0)
+    settings = {"optimizer": optimizer, "num_steps": 4, "projection": projection}
+    minimum = ms.minimise(energy, params, context, start, max_grad_norm=clip, **settings)
+    first = start if projection is None else projection(start)
+    expected = by_hand(
+        energy, params, context, first, steps=4, momentum=momentum, clip=clip, projection=projection
+    )
+    chex.assert_trees_all_close(minimum.sets, expected, atol=1e-5)
+    chex.assert_trees_all_equal(minimum.num_steps, jnp.full(3, 4, jnp.int32))
+    chex.assert_trees_all_close(minimum.energy, energy(params, minimum.sets, context), rtol=1e-5)
+
+
+def test_unrolled_starts_from_the_initial_set_as_given():
+    energy, params, context, start = problems.fspool_problem(KEY)
+    settings = {"num_steps": 1, "projection": ms.simplex, "return_trajectory": True}
+    for gradient, first in ((ms.unrolled(), start), (ms.identity(), ms.simplex(start))):
+        minimum = ms.minimise(energy, params, context, start, gradient=gradient, **settings)
+        chex.assert_trees_all_close(minimum.trajectory.sets[0], first)
+
+
+def test_trajectory():
+    energy, params, context, start = problems.fspool_problem(KEY)
+    minimum = ms.minimise(energy, params, context, start, num_steps=3, return_trajectory=True)
+    trajectory = minimum.trajectory
+    chex.assert_shape(trajectory.sets, (4, *start.shape))
+    chex.assert_trees_all_equal(trajectory.sets[0], start)
+    chex.assert_trees_all_equal(trajectory.sets[-1], minimum.sets)
+    for step in range(4):
+        expected = energy(params, trajectory.sets[step], context)
+        chex.assert_trees_all_close(trajectory.energy[step], expected, rtol=1e-4)
+    chex.assert_trees_all_equal(trajectory.gradient_norm[-1], minimum.gradient_norm)
+
+
+@pytest.mark.parametrize("return_trajectory", [False, True])
+def test_tolerance_stops_each_set_on_its_own(return_trajectory):
+    energy = problems.quadratic(jnp.full((2, 2), 0.5))
+    params, target = {"scale": jnp.ones(())}, jnp.ones((3, 2, 2))
+    context = ms.Context(target)
+    # Distances 2^-k · const: every step halves the gradient, so the counts can be told in advance.
+    start = target + jnp.array([0.0, 0.01, 1.0])[:, None, None]
+    minimum = ms.minimise(
+        energy, params, context, start, optimizer=optax.sgd(1.0), num_steps=50, tolerance=1e-3,
+        return_trajectory=return_trajectory,
+    )  # fmt: skip
+    np.testing.assert_array_equal(minimum.num_steps, [0, 4, 10])
+    assert bool((minimum.gradient_norm <= 1e-3).all())
+
+
+def test_tolerance_keeps_the_implicit_gradient():
+    energy, params, context, start = problems.smooth_problem(KEY)
+
+    def loss(params, tolerance):
+        minimum = ms.minimise(
+            energy, params, context, start, optimizer=optax.sgd(0.5), num_steps=200,
+            tolerance=tolerance, gradient=ms.exact(),
+        )  # fmt: skip
+        return jnp.sum(jnp.sin(minimum.sets))
+
+    full, early = (jax.grad(loss)(params, tolerance) for tolerance in (None, 1e-5))
+    chex.assert_trees_all_close(full, early, atol=1e-4)
+
+
+def test_permuting_the_batch_permutes_the_result():
+    energy, params, context, start = problems.fspool_problem(KEY)
+    order = jnp.array([2, 0, 1])
+    plain = ms.minimise(energy, params, context, start, num_steps=3, max_grad_norm=0.1)
+    mixed = ms.minimise(
+        energy,
+        params,
+        jax.tree.map(lambda x: x[order], context),
+        start[order],
+        num_steps=3,
+        max_grad_norm=0.1,
+    )
+    chex.assert_trees_all_close(mixed.sets, plain.sets[order], atol=1e-6)
+
+
+def test_permuting_the_initial_set_permutes_the_result_where_no_two_are_equal():
+    energy, params, context, start = problems.fspool_problem(KEY)
+    order = jnp.array([3, 1, 4, 0, 2])
+    plain = ms.minimise(energy, params, context, start, num_steps=3)
+    moved = context._replace(initial_sets=context.initial_sets[:, order])
+    mixed = ms.minimise(energy, params, moved, start[:, order], num_steps=3)
+    chex.assert_trees_all_close(mixed.sets, plain.sets[:, order], atol=1e-5)
+
+
+def test_equal_elements_are_separated_by_fspool_and_by_no_other_pool():
+    for pool, separated in (("fspool", True), ("sum", False), ("mean", False)):
+        energy, params, context, start = problems.fspool_problem(KEY, pool=pool, proximity=0)
+        start = jnp.broadcast_to(start[:, :1], start.shape)
+        sets = ms.minimise(energy, params, context, start, num_steps=3).sets
+        assert bool(jnp.abs(sets[:, :1] - sets[:, 1:]).min() > 1e-6) == separated, pool
+
+
+def test_any_optax_transformation():
+    energy = problems.quadratic(jnp.linspace(0.1, 1.5, 6).reshape(3, 2))
+    params, context = {"scale": jnp.ones(())}, ms.Context(jax.random.normal(KEY, (4, 3, 2)))
+    start = jnp.zeros((4, 3, 2))
+    for optimizer in (optax.adam(0.1), optax.sgd(1.0, momentum=0.5)):
+        minimum = ms.minimise(energy, params, context, start, optimizer=optimizer, num_steps=300)
+        assert bool((minimum.energy < 0.01 * energy(params, start, context)).all())
+
+
+def test_anderson_needs_fewer_steps():
+    energy = problems.quadratic(jnp.geomspace(0.02, 1.0, 6).reshape(3, 2))
+    params, context = {"scale": jnp.ones(())}, ms.Context(jax.random.normal(KEY, (4, 3, 2)))
+
+    def steps(optimizer):
+        return ms.minimise(
+            energy, params, context, jnp.zeros((4, 3, 2)), optimizer=optimizer, num_steps=1000,
+            tolerance=1e-4,
+        )  # fmt: skip
+
+    fast, slow = steps(ms.anderson(1.0, history=6)), steps(optax.sgd(1.0))
+    assert int(fast.num_steps.max()) < 40 < 200 < int(slow.num_steps.max())
+    chex.assert_trees_all_close(fast.sets, context.latent, atol=0.01)
+
+
+def test_anderson_stays_at_a_minimum():
+    energy = problems.quadratic(jnp.ones((3, 2)))
+    context = ms.Context(jnp.ones((2, 3, 2)))
+    minimum = ms.minimise(
+        energy, {"scale": jnp.ones(())}, context, context.latent, optimizer=ms.anderson(),
+        num_steps=3,
+    )  # fmt: skip
+    chex.assert_trees_all_equal(minimum.sets, context.latent)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_dtype_is_kept(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        problem = problems.fspool_problem(jax.random.key(1))
+        energy, *arrays = problem
+        params, context, start = jax.tree.map(lambda x: x.astype(dtype), arrays)
+
+        def loss(params):
+            minimum = ms.minimise(energy, params, context, start, num_steps=3, max_grad_norm=1.0)
+            return jnp.sum(minimum.sets**2), minimum
+
+        grads, minimum = jax.jit(jax.grad(loss, has_aux=True))(params)
+        assert minimum.sets.dtype == dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
+
+
+def test_norm_and_clipping_at_zero():
+    zero = jnp.zeros((2, 3, 2))
+    chex.assert_trees_all_equal(clip_per_set(zero, 1.0), zero)
+    chex.assert_tree_all_finite(jax.grad(lambda x: jnp.sum(per_set_norm(x)))(zero))
+    grads = jnp.stack([jnp.full((3, 2), 10.0), jnp.full((3, 2), 0.01)])
+    norms = per_set_norm(clip_per_set(grads, 1.0))
+    np.testing.assert_allclose(norms, [1.0, 0.01 * 6**0.5], rtol=1e-5)
+
+
+def test_diverging_loop_is_seen():
+    energy = problems.quadratic(jnp.full((2, 2), 5.0))
+    minimum = ms.minimise(
+        energy, {"scale": jnp.ones(())}, ms.Context(jnp.ones((1, 2, 2))), jnp.zeros((1, 2, 2)),
+        optimizer=optax.sgd(1.0), num_steps=200,
+    )  # fmt: skip
+    assert not np.isfinite(minimum.gradient_norm).all()
+
+
+class TestStepSize:
+    def test_quadratic(self):
+        curvature = jnp.linspace(0.01, 0.2, 6).reshape(3, 2)
+        energy = problems.quadratic(curvature)
+        context = ms.Context(jnp.ones((4, 3, 2)))
+        suggestion = ms.suggest_step_size(
+            energy, {"scale": jnp.ones(())}, context, jnp.zeros((4, 3, 2)), key=KEY, momentum=0.0,
+            num_iterations=100,
+        )  # fmt: skip
+        np.testing.assert_allclose(suggestion.curvature, 0.2, rtol=1e-3)
+        np.testing.assert_allclose(suggestion.stable_below, 10.0, rtol=1e-3)
+        np.testing.assert_allclose(suggestion.step_size, 5.0, rtol=1e-3)
+        assert bool((suggestion.movement > 0.5).all())
+
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    def test_limit_separates_stable_from_unstable(self, momentum):
+        energy = problems.quadratic(jnp.linspace(0.01, 0.2, 6).reshape(3, 2))
+        problem = energy, {"scale": jnp.ones(())}, ms.Context(jnp.ones((1, 3, 2)))
+        start = jnp.zeros((1, 3, 2))
+        limit = ms.suggest_step_size(
+            *problem, start, key=KEY, momentum=momentum, num_iterations=100
+        ).stable_below
+        for factor, stable in ((0.97, True), (1.03, False)):
+            optimizer = optax.sgd(factor * limit, momentum=momentum or None, nesterov=momentum > 0)
+            energy_after = ms.minimise(*problem, start, optimizer=optimizer, num_steps=600).energy
+            assert bool(energy_after[0] < problem[0](*problem[1:2], start, problem[2])[0]) == stable
+
+    def test_flat_energy_is_an_error(self):
+        with pytest.raises(ValueError, match="energy: expected a finite positive curvature"):
+            ms.suggest_step_size(
+                lambda params, sets, context: jnp.sum(sets, (1, 2)), {}, None, jnp.ones((1, 2, 2)),
+                key=KEY,
+            )  # fmt: skip
+
+
+def call(**changes):
+    energy, params, context, start = problems.fspool_problem(KEY)
+    arguments = {"energy": energy, "params": params, "context": context, "initial_sets": start}
+    return ms.minimise(**(arguments | {"num_steps": 2} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial_sets": jnp.ones((5, 3))}, r"initial_sets: expected 3 axes \[batch n d\]"),
+        ({"initial_sets": jnp.ones((3, 0, 3))}, "initial_sets: every axis"),
+        ({"initial_sets": jnp.ones((3, 5, 0))}, "initial_sets: every axis"),
+        ({"initial_sets": jnp.ones((3, 5, 3), int)}, "initial_sets: expected a floating-point"),
+        ({"initial_sets": jnp.full((3, 5, 3), jnp.nan)}, "initial_sets: expected finite values"),
+        ({"initial_sets": jnp.ones((3, 4, 3))}, "sets: expected n = set_size = 5"),
+        ({"context": ms.Context(jnp.full((3, 12), jnp.inf))}, r"context.latent: expected finite"),
+        ({"context": ms.Context(jnp.ones((3, 11)))}, "context.latent: expected shape"),
+        ({"context": ms.Context(jnp.ones((3, 12)))}, "context.initial_sets: expected an array"),
+        ({"num_steps": 0}, "num_steps: expected an integer >= 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number > 0"),
+        ({"tolerance": 0.0}, "tolerance: expected a number > 0"),
+        ({"gradient": "identity"}, "gradient: expected identity"),
+        ({"energy": lambda p, s, c: jnp.sum(s)}, "energy: expected one number per set"),
+        ({"energy": lambda p, s, c: s}, "energy: expected one number per set"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(**changes)

@@ -1,0 +1,148 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from msdspn_jax.errors import UserError
+from msdspn_jax.tasks.clevr import task as clevr
+from msdspn_jax.trained import weights as model_file
+
+CONFIG = clevr.Config(
+    model="slot-mlp", size=16, slot_dim=4, hidden_dim=4, cache_dir="/home/someone/cache", steps=7
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    shapes = jax.eval_shape(clevr.build_predictor(CONFIG).init, jax.random.key(1))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+
+
+@pytest.fixture
+def path(tmp_path, variables):
+    model_file.save_model(tmp_path / "a.safetensors", CONFIG, variables, step=5)
+    return tmp_path / "a.safetensors"
+
+
+def rewrite(path, change):
+    """Write the file anew with its arrays and its record changed in place."""
+    arrays = load_file(path)
+    header = path.read_bytes()
+    size = int.from_bytes(header[:8], "little")
+    record = json.loads(json.loads(header[8 : 8 + size])["__metadata__"]["msdspn_jax"])
+    change(arrays, record)
+    path.write_bytes(save(arrays, metadata={"msdspn_jax": json.dumps(record)}))
+
+
+def test_what_is_saved_is_loaded(path, variables, tmp_path):
+    model = model_file.load_model(path)
+    assert jax.tree.structure(model.variables) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, variables)
+    assert (model.step, model.task_name) == (5, "clevr")
+    assert (model.config.model, model.config.size, model.config.steps) == ("slot-mlp", 16, 7)
+    assert model.versions["jax"] == jax.__version__
+    assert model.predictor == clevr.build_predictor(model.config)
+    # The same model, the same bytes; and nothing of the machine that trained it.
+    model_file.save_model(tmp_path / "b.safetensors", model.config, model.variables, step=5)
+    assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+    assert b"/home/someone" not in path.read_bytes()
+
+
+def lack(arrays, record):
+    del arrays["params/features/conv1/kernel"]
+
+
+def more(arrays, record):
+    arrays["params/other"] = np.zeros(1, np.float32)
+
+
+def other_shape(arrays, record):
+    arrays["params/features/conv1/kernel"] = np.zeros((5, 5, 3, 9), np.float32)
+
+
+def other_type(arrays, record):
+    arrays["params/features/conv1/kernel"] = arrays["params/features/conv1/kernel"].astype(
+        np.float16
+    )
+
+
+def not_a_number(arrays, record):
+    arrays["params/features/conv1/kernel"][0, 0, 0, 0] = np.nan
+
+
+def unknown_field(arrays, record):
+    record["config"]["flux"] = 1
+
+
+def bad_value(arrays, record):
+    record["config"]["size"] = -1
+
+
+def newer(arrays, record):
+    record["format"] = 99
+
+
+def no_step(arrays, record):
+    del record["step"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lack, "lacks params/features/conv1/kernel"),
+        (more, "the model does not, params/other"),
+        (
+            other_shape,
+            r"params/features/conv1/kernel: expected float32 \(5, 5, 3, 4\), got float32",
+        ),
+        (other_type, "expected float32 .* got float16"),
+        (not_a_number, "params/features/conv1/kernel holds a NaN"),
+        (unknown_field, "has flux, which this version"),
+        (bad_value, "configuration is not valid: size must be positive, got -1"),
+        (newer, "format 99, which a newer msdspn_jax wrote"),
+        (no_step, r"damaged metadata \(KeyError\('step'\)\)"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(path, change, words):
+    rewrite(path, change)
+    with pytest.raises(UserError, match=words) as caught:
+        model_file.load_model(path)
+    assert str(path) in str(caught.value)
+
+
+def test_other_files_are_refused(path, tmp_path, variables):
+    with pytest.raises(UserError, match="no such file"):
+        model_file.load_model(tmp_path / "no.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        model_file.load_model(cut)
+    cut.write_bytes(save({"a": np.zeros(2)}))
+    with pytest.raises(UserError, match="no model of msdspn_jax"):
+        model_file.load_model(cut)
+    bad = jax.tree.map(lambda x: np.full(x.shape, np.inf, x.dtype), variables)
+    with pytest.raises(ValueError, match="must be finite"):
+        model_file.save_model(tmp_path / "bad", CONFIG, bad, step=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        model_file.save_model(tmp_path / "file" / "x", CONFIG, variables, step=0)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_model_in_the_box():
+    try:
+        path = model_file.box_model_path()
+    except UserError:
+        pytest.skip("this checkout has no trained model")
+    assert path.stat().st_size <= 25e6
+    assert path.with_suffix(".md").exists()
+    assert model_file.load_model(path).step > 0
+
+
+def test_a_missing_model_in_the_box_is_told(monkeypatch):
+    monkeypatch.setattr(model_file, "_BOX_MODEL", "none.safetensors")
+    with pytest.raises(UserError, match=r"no model in the box.*none\.safetensors"):
+        model_file.box_model_path()
