@@ -23,12 +23,14 @@ from msdspn_jax.adjoints import (
     parse_gradient,
     unrolled,
 )
+from msdspn_jax.clevr.metrics import average_precision
+from msdspn_jax.clevr.objects import ObjectLayout
 from msdspn_jax.descent import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
 from msdspn_jax.energy import Context, Energy, latent_energy
 from msdspn_jax.equivariance import EquivarianceReport, check_equivariance, push_apart
 from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
 from msdspn_jax.matching.assignment import assign, matched_cost
-from msdspn_jax.metrics import average_precision, numbering_accuracy
+from msdspn_jax.metrics import numbering_accuracy
 from msdspn_jax.models.set_predictor import (
     SetDecoder,
     SetPredictor,
@@ -50,6 +52,7 @@ __all__ = [
     "FixedPoint",
     "Implicit",
     "Minimum",
+    "ObjectLayout",
     "SetDecoder",
     "SetEncoder",
     "SetPredictor",
