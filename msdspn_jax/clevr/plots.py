@@ -113,7 +113,7 @@ def scenes(
 
 
 def average_precision_by_steps(
-    scores: Mapping[int, Float[np.ndarray, thresholds]],
+    scores: Mapping[int, Float[np.ndarray, " thresholds"]],
     thresholds: Sequence[float],
     *,
     protocol: str,

@@ -174,11 +174,12 @@ def scene_entry(scene: Scene, image_index: int, split: str = "procedural") -> di
     """
     scene = jax.tree.map(np.asarray, scene)
     count = int(scene.present.sum())
-    pixels = project(look_at_origin(scene.camera), scene.positions[:count])
+    positions = np.asarray(scene.positions[:count])
+    pixels = project(look_at_origin(scene.camera), positions)
     objects = tuple(
         ClevrObject(
             **{name: values[getattr(scene, name)[i]] for name, values in ATTRIBUTES.items()},
-            position=tuple(scene.positions[i].tolist()),
+            position=tuple(positions[i].tolist()),
             rotation=float(scene.rotation[i]),
             pixel_coords=(int(pixels[i, 0]), int(pixels[i, 1]), float(pixels[i, 2])),
         )
@@ -187,7 +188,7 @@ def scene_entry(scene: Scene, image_index: int, split: str = "procedural") -> di
     extra = {
         "split": split,
         "directions": directions(),
-        "relationships": relationships(np.asarray(scene.positions[:count])),
+        "relationships": relationships(positions),
     } | setting_entry(scene)
     name = f"CLEVR_{split}_{image_index:06d}.png"
     return scene_to_json(ClevrScene(name, objects, image_index, extra))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from msdspn_jax import cli
 from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.clevr.entries import scene_to_json
 from msdspn_jax.clevr.files import ClevrFolder, read_scenes, resize_image
 from msdspn_jax.commands.predict import unique_names
 from msdspn_jax.trained import program as artefact
@@ -165,7 +166,7 @@ def test_the_truth_gives_average_precision(run, tmp_path, capsys):
     true = [o for o in OBJECTS if o.score > 0.5]
     scenes = [clevr.ClevrScene(f"{i}.png", tuple(true)) for i in range(2)]
     truth = tmp_path / "truth.json"
-    truth.write_text(json.dumps({"scenes": [clevr.scene_to_json(s) for s in scenes]}))
+    truth.write_text(json.dumps({"scenes": [scene_to_json(s) for s in scenes]}))
     assert run(*images, scenes=truth) == 0
     text = capsys.readouterr().out
     assert "not scored: 1" in text
