@@ -12,7 +12,9 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     """Mesh axes over which any leaf varies; empty outside of `jax.shard_map`."""
     found: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(trees):
-        found |= getattr(jax.typeof(leaf), "vma", frozenset())
+        kind = jax.typeof(leaf)
+        # The attribute's name differs between versions of JAX.
+        found |= kind.vma if hasattr(kind, "vma") else kind.mat.varying
     return found
 
 
