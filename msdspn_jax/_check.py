@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 T = TypeVar("T")
 
@@ -53,8 +54,11 @@ def require_finite(name: str, tree: Any) -> None:
         if leaf is None or is_traced(leaf) or not hasattr(leaf, "dtype"):
             continue
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            with jax.ensure_compile_time_eval():
-                bad = int(jnp.sum(~jnp.isfinite(leaf)))
+            if isinstance(leaf, np.ndarray):
+                bad = int(np.sum(~np.isfinite(leaf)))
+            else:
+                with jax.ensure_compile_time_eval():
+                    bad = int(jnp.sum(~jnp.isfinite(leaf)))
             if bad:
                 where = name + jax.tree_util.keystr(path)
                 raise ValueError(

@@ -111,12 +111,17 @@ class Minimisation(Protocol):
         """The equation that the minimum solves."""
         ...
 
+    @property
+    def num_steps(self) -> int | Int[Array, ""]:
+        """How many steps are to be taken, at most."""
+        ...
+
     def init(self, params: Params, context: Any, initial_sets: Sets) -> Any:
         """The state before the first step; has ``sets``, ``evaluated`` and more."""
         ...
 
-    def run(self, params: Params, context: Any, state: Any) -> Any:
-        """All steps, as fast as can be; no reverse derivative."""
+    def run(self, params: Params, context: Any, state: Any, num_steps: Any = None) -> Any:
+        """All steps, or so many, as fast as can be; no reverse derivative."""
         ...
 
     def run_differentiably(
@@ -173,16 +178,16 @@ class Implicit:
         fixed_point = descent.fixed_point
 
         @jax.custom_jvp
-        def minimum(params, context, initial_sets):
+        def minimum(params, context, initial_sets, num_steps):
             start = descent.init(params, context, fixed_point.project(initial_sets))
-            state = descent.run(params, context, start)
+            state = descent.run(params, context, start, num_steps)
             # As a float: integers have tangents of a type that shard_map cannot mark as varying.
             steps = state.num_steps.astype(jnp.float32)
             return End(state.sets, state.evaluated, steps, state.trajectory)
 
         @minimum.defjvp
         def rule(primals, tangents):
-            params, context, _ = primals
+            params, context, *_ = primals
             end = minimum(*primals)
             sets = end.evaluated
             # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b (equation 5).
@@ -196,7 +201,9 @@ class Implicit:
             return end, nothing._replace(sets=tangent, evaluated=tangent)
 
         def solve(params, context, initial_sets):
-            end = minimum(params, context, initial_sets)
+            # What is traced must be an argument: a custom derivative may not close over it.
+            traced = descent.num_steps if isinstance(descent.num_steps, jax.Array) else None
+            end = minimum(params, context, initial_sets, traced)
             return end._replace(num_steps=end.num_steps.astype(jnp.int32))
 
         return solve

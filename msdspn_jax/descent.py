@@ -204,21 +204,28 @@ class Descent:
         )
         return after, info
 
-    def run(self, params: Params, context: Any, state: State) -> State:
+    def run(
+        self,
+        params: Params,
+        context: Any,
+        state: State,
+        num_steps: int | Int[Array, ""] | None = None,
+    ) -> State:
         """`num_steps` steps, fewer where all sets have arrived. Has no reverse derivative.
 
         The last step stands outside the loop: implicit adjoints evaluate the same gradient again,
         and there XLA finds it computed already.
         """
+        looped = (self.num_steps if num_steps is None else num_steps) - 1
 
         def advance(state):
             return self.step(params, context, state)[0]
 
         if self.tolerance is None:
-            state = lax.fori_loop(0, self.num_steps - 1, lambda _, state: advance(state), state)
+            state = lax.fori_loop(0, looped, lambda _, state: advance(state), state)
         else:
             state = lax.while_loop(
-                lambda state: (state.step < self.num_steps - 1) & jnp.any(state.going),
+                lambda state: (state.step < looped) & jnp.any(state.going),
                 advance,
                 state,
             )
@@ -310,6 +317,7 @@ def minimise(
             "num_steps: expected a Python integer because return_trajectory=True, got an array"
         )
     settings = (optimizer, projection, max_grad_norm, tolerance, return_trajectory, adjoint)
+    initial_sets, context = jax.tree.map(jnp.asarray, (initial_sets, context))
     explicit, params = _closed_over(energy, params, context, initial_sets)
     arguments = (num_steps, params, context, initial_sets)
     traced = any(map(_check.is_traced, jax.tree.leaves(arguments)))

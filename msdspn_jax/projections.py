@@ -22,8 +22,9 @@ def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     finitely many rounds (a handful for random points, d at most) at the exact answer, and needs no
     sort, which is what makes it fast on every backend and for any number of leading axes at once.
 
-    Given the support the map is affine, with a derivative that is exact almost everywhere: a
-    tangent is centred over the support and zero outside it.
+    Given the support the map is affine. It is written that way, so that its derivatives of every
+    order are those of automatic differentiation, exact almost everywhere: a tangent is centred over
+    the support and zero outside it.
 
     Example:
         >>> simplex(jnp.array([0.5, 1.5, -1.0])).tolist()
@@ -37,22 +38,17 @@ def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
     return _simplex(points)
 
 
-@jax.custom_jvp
 def _simplex(points):
     rows = points.reshape(-1, points.shape[-1])
-    highest, threshold = lax.platform_dependent(rows, cpu=_threshold_on_cpu, default=_threshold)
-    # The maximum with a NaN is NaN, so that a row with one becomes NaN.
-    return jnp.maximum((rows - highest[:, None]) - threshold[:, None], 0).reshape(points.shape)
-
-
-@_simplex.defjvp
-def _simplex_jvp(primals, tangents):
-    (points,), (tangent,) = primals, tangents
-    projected = _simplex(points)
-    support = projected > 0
-    size = jnp.maximum(jnp.sum(support, -1, keepdims=True), 1).astype(tangent.dtype)
-    mean = jnp.sum(jnp.where(support, tangent, 0), -1, keepdims=True) / size
-    return projected, jnp.where(support, tangent - mean, 0)
+    highest, threshold = lax.platform_dependent(
+        lax.stop_gradient(rows), cpu=_threshold_on_cpu, default=_threshold
+    )
+    shifted = rows - highest[:, None]
+    # Not "> threshold": a row with a NaN has it everywhere, and shall become NaN.
+    outside = shifted <= threshold[:, None]
+    size = jnp.sum(~outside, -1, keepdims=True).astype(rows.dtype)
+    total = jnp.sum(jnp.where(outside, 0, shifted), -1, keepdims=True)
+    return jnp.where(outside, 0, shifted - (total - 1) / size).reshape(points.shape)
 
 
 def _threshold(rows: Float[Array, "rows d"]) -> tuple[Float[Array, " rows"], ...]:

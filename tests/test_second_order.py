@@ -1,0 +1,309 @@
+"""Derivatives of derivatives, forward mode, values, closures: what composing asks of an adjoint."""
+
+import dataclasses
+import functools
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import msdspn_jax as ms
+from msdspn_jax import descent as descent_module
+
+LONG = {"optimizer": optax.sgd(0.5), "num_steps": 400}
+RIGHT_TO_ALL_ORDERS = [
+    ms.exact(),
+    ms.exact(method="cg"),
+    ms.conjugate_gradient(10),
+    ms.neumann(200),
+    ms.unrolled(),
+]
+
+
+def target():
+    """Made anew for every test, in its precision."""
+    return jnp.linspace(0.3, 1.2, 6).reshape(1, 3, 2)
+
+
+def start():
+    return jnp.zeros((1, 3, 2))
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def energy(scale, sets, context):
+    return jnp.sum(0.4 * (sets - scale * context) ** 2 + 0.1 * sets**4, (1, 2))
+
+
+def value(adjoint, scale, **settings):
+    minimum = ms.minimise(energy, scale, target(), start(), adjoint=adjoint, **(LONG | settings))
+    return jnp.sum(jnp.sin(minimum.sets))
+
+
+def derivatives(adjoint):
+    """First and second derivative in reverse mode, and the finite difference of the first."""
+    function = functools.partial(value, adjoint)
+    first = jax.jit(jax.grad(function))
+    difference = (first(1.1 + 1e-5) - first(1.1 - 1e-5)) / 2e-5
+    return first(1.1), jax.jit(jax.grad(jax.grad(function)))(1.1), difference
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("adjoint", RIGHT_TO_ALL_ORDERS, ids=str)
+class TestRightToAllOrders:
+    def test_second_derivative_is_that_of_the_first(self, adjoint):
+        first, second, difference = derivatives(adjoint)
+        np.testing.assert_allclose(second, difference, rtol=1e-8)
+        truth = derivatives(ms.unrolled())
+        np.testing.assert_allclose((first, second), truth[:2], rtol=1e-9)
+
+    def test_forward_mode(self, adjoint):
+        function = functools.partial(value, adjoint)
+        first, second, _ = derivatives(adjoint)
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(function))(1.1), first, rtol=1e-9)
+        np.testing.assert_allclose(jax.jit(jax.hessian(function))(1.1), second, rtol=1e-9)
+        out, tangent = jax.jit(lambda s: jax.jvp(function, (s,), (2.0,)))(1.1)
+        np.testing.assert_allclose((out, tangent), (function(1.1), 2 * first), rtol=1e-9)
+        _, linear = jax.linearize(function, 1.1)
+        np.testing.assert_allclose(linear(1.0), first, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_second_derivative_under_a_projection():
+    """On the simplex, where the minimum lies inside and on the border."""
+
+    def function(adjoint, scale):
+        sets = ms.minimise(
+            energy,
+            scale,
+            2 * target() - 0.8,
+            start(),
+            projection=ms.simplex,
+            adjoint=adjoint,
+            **LONG,
+        ).sets
+        return jnp.sum(jnp.sin(3 * sets))
+
+    def second(adjoint):
+        return jax.jit(jax.grad(jax.grad(functools.partial(function, adjoint))))(1.1)
+
+    truth = second(ms.unrolled())
+    for adjoint in (ms.exact(), ms.conjugate_gradient(10), ms.neumann(200)):
+        np.testing.assert_allclose(second(adjoint), truth, rtol=1e-8)
+
+
+@pytest.mark.usefixtures("float64")
+def test_second_derivative_of_the_papers_rule():
+    """What `identity` says: the derivative of ∂T/∂θ, the minimum moving as the rule says."""
+
+    def step(scale, sets):
+        return sets - jax.grad(lambda sets: jnp.sum(energy(scale, sets, target())))(sets)
+
+    sets = ms.minimise(energy, 1.1, target(), start(), **LONG).sets
+    moves = jax.jvp(lambda scale: step(scale, sets), (1.1,), (1.0,))[1]
+
+    def first(scale, sets):
+        tangent = jax.jvp(lambda scale: step(scale, sets), (scale,), (1.0,))[1]
+        return jnp.sum(jnp.cos(sets) * tangent)
+
+    expected = jax.jvp(first, (1.1, sets), (1.0, moves))[1]
+    np.testing.assert_allclose(derivatives(ms.identity())[1], expected, rtol=1e-9)
+    np.testing.assert_allclose(derivatives(ms.neumann(0))[1], expected, rtol=1e-9)
+
+
+# --- values ---
+
+ADJOINTS = [
+    (ms.identity, ()),
+    (ms.neumann, (3,)),
+    (ms.conjugate_gradient, (5,)),
+    (ms.exact, ()),
+    (ms.unrolled, ()),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments"), ADJOINTS)
+def test_adjoints_are_values(make, arguments):
+    one, other = make(*arguments), make(*arguments)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert one != (ms.neumann(7) if make is not ms.neumann else ms.neumann(4))
+
+
+def test_settings_are_values():
+    one, other = (ms.Inner(num_steps=3, adjoint="neumann:2", max_grad_norm=1.0) for _ in range(2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert one.or_else(ms.published_inner("clevr", "idspn")) == other.or_else(
+        ms.published_inner("clevr", "idspn")
+    )
+
+
+def test_equal_modules_are_traced_once():
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(model, params, sets):
+        traced.append(model)
+        return model.apply(params, sets).sets
+
+    def build():
+        inner = ms.Inner(num_steps=2, adjoint=ms.neumann(1), step_size=0.5)
+        return ms.set_autoencoder(set_size=3, set_dim=2, hidden_dim=4, latent_dim=4, inner=inner)
+
+    sets = jnp.ones((2, 3, 2))
+    params = build().init(jax.random.key(0), sets)
+    for _ in range(3):
+        apply(build(), params, sets)
+    assert len(traced) == 1
+
+
+def test_eager_calls_share_one_program():
+    compiled = descent_module._minimise_compiled
+    model = ms.set_autoencoder(
+        set_size=3, set_dim=2, hidden_dim=4, latent_dim=4, inner=ms.Inner(num_steps=2)
+    )
+    sets = jnp.ones((2, 3, 2))
+    params = model.init(jax.random.key(0), sets)
+    model.apply(params, sets)
+    before = compiled._cache_size()
+    for _ in range(5):
+        model.apply(params, sets)
+    assert compiled._cache_size() == before
+
+
+# --- what an energy closes over, and what it is given ---
+
+
+def test_closed_over_parameters_are_differentiated():
+    def loss(scale, *, closed):
+        function = (lambda p, sets, c: energy(scale, sets, c)) if closed else energy
+        params = {} if closed else scale
+        return jnp.sum(ms.minimise(function, params, target(), start(), **LONG).sets)
+
+    expected = jax.grad(functools.partial(loss, closed=False))(1.1)
+    closed = functools.partial(loss, closed=True)
+    for transform in (jax.grad, lambda f: jax.jit(jax.grad(f)), jax.jacfwd):
+        np.testing.assert_allclose(transform(closed)(1.1), expected, rtol=1e-5)
+    mapped = jax.vmap(jax.grad(closed))(jnp.array([1.1, 1.1]))
+    np.testing.assert_allclose(mapped, [expected] * 2, rtol=1e-5)
+
+
+def test_parameters_that_are_no_arrays_are_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"params\['activation'\]: expected an array.*partition"):
+        ms.minimise(
+            lambda p, s, c: energy(p["scale"], s, c), {"scale": 1.0, "activation": jnp.tanh},
+            target(), start(), num_steps=2,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", [optax.lbfgs(), optax.polyak_sgd()], ids=["lbfgs", "polyak"])
+def test_optimizers_that_ask_for_the_value_function(optimizer):
+    def loss(scale):
+        minimum = ms.minimise(energy, scale, target(), start(), optimizer=optimizer, num_steps=30)
+        return jnp.sum(minimum.sets), minimum
+
+    gradient, minimum = jax.jit(jax.grad(loss, has_aux=True))(1.1)
+    assert bool((minimum.gradient_norm < 0.05).all())
+    expected = jax.grad(lambda s: jnp.sum(ms.minimise(energy, s, target(), start(), **LONG).sets))(
+        1.1
+    )
+    np.testing.assert_allclose(gradient, expected, rtol=0.02)
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match="optimizer: expected an optax transformation"):
+        ms.minimise(energy, 1.0, target(), start(), optimizer=0.1, num_steps=2)
+
+
+def test_number_of_steps_may_be_traced():
+    @jax.jit
+    def run(num_steps, scale):
+        minimum = ms.minimise(energy, scale, target(), start(), num_steps=num_steps)
+        return jnp.sum(minimum.sets), minimum.num_steps
+
+    for steps in (1, 4):
+        (total, taken), gradient = jax.value_and_grad(run, argnums=1, has_aux=True)(steps, 1.1)
+        plain = lambda s, steps=steps: jnp.sum(  # noqa: E731
+            ms.minimise(energy, s, target(), start(), num_steps=steps).sets
+        )
+        np.testing.assert_allclose((total, gradient), jax.value_and_grad(plain)(1.1), rtol=1e-5)
+        assert taken.tolist() == [steps]
+
+
+def test_status_of_every_set():
+    # Curvatures: 1 arrives, 0.01 does not in 20 steps, 5 diverges.
+    curvature = jnp.array([1.0, 0.01, 5.0])[:, None, None]
+
+    def quadratic(params, sets, context):
+        return 0.5 * jnp.sum(context * sets**2, (1, 2))
+
+    minimum = jax.jit(
+        lambda start: ms.minimise(
+            quadratic, {}, curvature, start, optimizer=optax.sgd(1.0), num_steps=200, tolerance=1e-3
+        )
+    )(jnp.ones((3, 2, 2)))
+    assert [ms.Status(int(s)).name for s in minimum.status] == [
+        "CONVERGED", "OUT_OF_STEPS", "NOT_FINITE",
+    ]  # fmt: skip
+    without = ms.minimise(quadratic, {}, curvature[:2], jnp.ones((2, 2, 2)), num_steps=2)
+    assert without.status.tolist() == [ms.Status.OUT_OF_STEPS] * 2
+
+
+# --- steps and adjoints of one's own ---
+
+
+def test_own_loop_of_steps_equals_minimise():
+    descent = ms.Descent(energy, optimizer=ms.nesterov(0.5, 0.9), max_grad_norm=0.3)
+    state = descent.init(1.1, target(), start())
+    for _ in range(4):
+        state, info = jax.jit(descent.step)(1.1, target(), state)
+    minimum = ms.minimise(
+        energy,
+        1.1,
+        target(),
+        start(),
+        optimizer=ms.nesterov(0.5, 0.9),
+        max_grad_norm=0.3,
+        num_steps=4,
+    )
+    chex.assert_trees_all_close(state.sets, minimum.sets, rtol=1e-6)
+    assert bool((info.energy > minimum.energy).all())
+
+
+@dataclasses.dataclass(frozen=True)
+class LastSteps:
+    """An adjoint of one's own: differentiate through the last k steps alone."""
+
+    k: int
+
+    def wrap(self, descent):
+        def minimum(params, context, initial_sets):
+            early = dataclasses.replace(descent, num_steps=descent.num_steps - self.k)
+            state = descent.init(params, context, initial_sets)
+            state = jax.lax.stop_gradient(early.run(params, context, state))
+            for _ in range(self.k):
+                state, _ = descent.step(params, context, state)
+            return state
+
+        return minimum
+
+
+def test_an_adjoint_from_outside():
+    settings = {"optimizer": optax.sgd(0.5), "num_steps": 30}
+    one, many, exact = (
+        jax.jit(jax.grad(functools.partial(value, adjoint, **settings)))(1.1)
+        for adjoint in (LastSteps(1), LastSteps(25), ms.exact())
+    )
+    assert abs(many - exact) < 1e-3 < abs(one - exact)
+    assert LastSteps(2) == LastSteps(2)
