@@ -7,6 +7,15 @@ The library of "Multiset-Equivariant Set Prediction with Approximate Implicit Di
     energy = ms.latent_energy(encoder.apply, proximity=0.1)
     minimum = ms.minimise(energy, params, context, initial_sets, num_steps=20)
 
+The method in four equations, and where each is written (the numbers are ours; paper, section 3):
+
+    (1)  E(Y; z, θ) = ½ mean (g(Y; θ) − z)²             the energy of a set: `latent_energy`; g
+                                                        sorts every feature: `fspool`
+    (2)  Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ))      a step, and what a minimum solves: `Descent`
+    (3)  Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇                      its derivative: `exact`, and nearly so
+                                                        `neumann`, `conjugate_gradient`
+    (4)  Ẏ ≈ ∂T/∂θ θ̇                                    the paper's approximation: `identity`
+
 Everything here needs jax, flax, optax and numpy alone. Data, training, plots and the command line
 live in submodules of their own, imported by name.
 """

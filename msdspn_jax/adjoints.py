@@ -2,12 +2,12 @@
 
 A minimum of E over sets is a fixed point of one plain step of (projected) gradient descent,
 
-    Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ)).
+    Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ)).                                      equation (2)
 
 With H = ∂²E/∂Y² and P = ∂proj, both symmetric, ∂T/∂Y = P (I − H) and ∂T/∂θ = −P ∂²E/∂Y∂θ, and the
-implicit function theorem gives the derivative of the minimum (paper, section 3.2, equation 5):
+implicit function theorem gives the derivative of the minimum (paper, section 3):
 
-    Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇      and, transposed,      θ̄ = (∂T/∂θ)ᵀ (I − ∂T/∂Y)⁻ᵀ v,
+    Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇,   transposed   θ̄ = (∂T/∂θ)ᵀ (I − ∂T/∂Y)⁻ᵀ v,         equation (3)
 
 and likewise for z and whatever else the energy depends on. The adjoints differ in what they put in
 place of the inverse, and so in cost (P = 1 for the unconstrained problem):
@@ -22,7 +22,7 @@ place of the inverse, and so in cost (P = 1 for the unconstrained problem):
     unrolled()                  none: the steps          2 passes per step   grows with the steps
     ==========================  =======================  ==================  =====================
 
-`identity` is the paper's rule (equation 6): H is replaced by the identity, which is the same as
+`identity` is the paper's rule, equation (4): H is replaced by the identity, which is the same as
 truncating the Neumann series after its first term.
 
 The rule is written once, as the linear map θ̇ ↦ Ẏ of forward mode; JAX transposes it for reverse
@@ -190,7 +190,7 @@ class Implicit:
             params, context, *_ = primals
             end = minimum(*primals)
             sets = end.evaluated
-            # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b (equation 5).
+            # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b: equation (3).
             _, b = jax.jvp(
                 lambda params, context: fixed_point.step(params, context, sets),
                 (params, context),
@@ -214,7 +214,7 @@ class Identity(Implicit):
     """See `identity`."""
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """Equation 6: u = b."""
+        """Equation (4): u = b."""
         return b
 
     def __str__(self) -> str:
@@ -319,7 +319,7 @@ class Unrolled:
 
 
 def identity() -> Identity:
-    """The paper's rule: H is taken for the identity (section 3.2, equation 6).
+    """The paper's rule: H is taken for the identity, equation (4) (section 3).
 
     One mixed second derivative, no products with H, constant memory. The direction is biased where
     the curvature of the energy is uneven. What it is good for: training, by default.

@@ -113,7 +113,8 @@ class Info(NamedTuple):
 class Descent:
     """Projected, clipped gradient descent on an energy, one step at a time.
 
-    A step evaluates ∇_Y E, clips it per set, lets the optimiser move the set, and projects:
+    A step, equation (2), evaluates ∇_Y E, clips it per set, lets the optimiser move the set, and
+    projects:
 
         g = ∇_Y E(Y_t; z, θ)
         Y_{t+1} = proj(Y_t + opt(g · min(1, max_norm / (‖g‖ + 1e-6))))

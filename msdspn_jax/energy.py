@@ -72,8 +72,8 @@ class LatentEnergy:
 def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> LatentEnergy:
     """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
 
-    The paper's energy (section 3, equations 3 and 4); with a learned initial set its experiments
-    use proximity 0.1. Means, not sums: over the features of the latent, and over the n · d entries
+    Equation (1) of the package (paper, section 3); with a learned initial set the paper's
+    experiments use proximity 0.1. Means, not sums: over the features of the latent, and over the n · d entries
     of the set.
 
     Args:
