@@ -73,8 +73,8 @@ def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -
     """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
 
     Equation (1) of the package (paper, section 3); with a learned initial set the paper's
-    experiments use proximity 0.1. Means, not sums: over the features of the latent, and over the n · d entries
-    of the set.
+    experiments use proximity 0.1. Means, not sums: over the features of the latent, and over the
+    n · d entries of the set.
 
     Args:
         encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument
