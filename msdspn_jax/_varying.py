@@ -12,8 +12,14 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     """Mesh axes over which any leaf varies; empty outside of `jax.shard_map`."""
     found: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(trees):
-        found |= getattr(jax.typeof(leaf), "vma", frozenset())
+        found |= _axes_of(jax.typeof(leaf))
     return found
+
+
+def _axes_of(type_: Any) -> frozenset[str]:
+    # JAX has moved this once: `vma` became `manual_axis_type.varying` (found in 0.10.2).
+    axes = getattr(type_, "manual_axis_type", None)
+    return getattr(type_, "vma", frozenset()) if axes is None else axes.varying
 
 
 def vary_like(tree: Any, *others: Any) -> Any:

@@ -438,7 +438,7 @@ def _no_tangents(tree: Any) -> Any:
     def zero(leaf):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
             return vary_like(jnp.zeros_like(leaf), leaf)
-        return np.zeros(leaf.shape, jax.dtypes.float0)
+        return vary_like(np.zeros(leaf.shape, jax.dtypes.float0), leaf)
 
     return jax.tree.map(zero, tree)
 
