@@ -389,6 +389,18 @@ def test_masks_of_an_empty_batch(method):
     chex.assert_shape(assign(np.zeros((2, 0, 5)), mask=mask, method=method), (2, 0))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_under_shard_map_with_its_default_checks(masked):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("sets",))
+    cost = random_cost(12, (3, 5, 4), "uniform")
+    mask = (np.ones((3, 5), bool), np.arange(4) < np.array([4, 2, 0])[:, None]) if masked else None
+    spec = jax.sharding.PartitionSpec("sets")
+    solve = jax.shard_map(
+        lambda cost, mask: assign(cost, mask=mask), mesh=mesh, in_specs=(spec, spec), out_specs=spec
+    )
+    np.testing.assert_array_equal(jax.jit(solve)(cost, mask), assign(cost, mask=mask))
+
+
 def test_wrong_arguments():
     cost = np.zeros((2, 3, 4))
     with pytest.raises(ValueError, match="method: expected one of"):
