@@ -25,6 +25,8 @@ from msdspn_jax.adjoints import (
     parse_adjoint,
     unrolled,
 )
+from msdspn_jax.clevr.metrics import average_precision
+from msdspn_jax.clevr.objects import ObjectLayout
 from msdspn_jax.descent import (
     DEFAULT_OPTIMIZER,
     Descent,
@@ -43,7 +45,7 @@ from msdspn_jax.equivariance import (
 )
 from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
 from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
-from msdspn_jax.metrics import average_precision, numbering_accuracy
+from msdspn_jax.metrics import numbering_accuracy
 from msdspn_jax.models.inner import Inner, published_inner
 from msdspn_jax.models.set_predictor import (
     SetDecoder,
@@ -73,6 +75,7 @@ __all__ = [
     "Inner",
     "Linearised",
     "Minimum",
+    "ObjectLayout",
     "SetDecoder",
     "SetEncoder",
     "SetPredictor",

@@ -12,14 +12,10 @@ def varying_axes(*trees: Any) -> frozenset[str]:
     """Mesh axes over which any leaf varies; empty outside of `jax.shard_map`."""
     found: frozenset[str] = frozenset()
     for leaf in jax.tree.leaves(trees):
-        found |= _axes_of(jax.typeof(leaf))
+        kind = jax.typeof(leaf)
+        # The attribute's name differs between versions of JAX.
+        found |= kind.vma if hasattr(kind, "vma") else kind.mat.varying
     return found
-
-
-def _axes_of(type_: Any) -> frozenset[str]:
-    # JAX has moved this once: `vma` became `manual_axis_type.varying` (found in 0.10.2).
-    axes = getattr(type_, "manual_axis_type", None)
-    return getattr(type_, "vma", frozenset()) if axes is None else axes.varying
 
 
 def vary_like(tree: Any, *others: Any) -> Any:

@@ -33,13 +33,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
 from msdspn_jax._varying import vary_like
@@ -84,9 +83,24 @@ class FixedPoint(NamedTuple):
         return points if self.projection is None else self.projection(points)
 
 
-State = TypeVar("State")
-Solve = Callable[[Params, Any, Sets], State]
-"""``(params, context, initial_sets) -> state``, the state after the last step."""
+class End(NamedTuple):
+    """What a descent came to.
+
+    Attributes:
+        sets: Y_T, the last iterates.
+        evaluated: Y_{T−1}, where the last gradient was evaluated.
+        num_steps: steps that each set took.
+        trajectory: all iterates, if asked for.
+    """
+
+    sets: Float[Array, "batch n d"]
+    evaluated: Float[Array, "batch n d"]
+    num_steps: Int[Array, " batch"] | Float[Array, " batch"]
+    trajectory: Any = None
+
+
+Solve = Callable[[Params, Any, Sets], Any]
+"""``(params, context, initial_sets) -> end``, which has the attributes of `End`."""
 
 
 class Minimisation(Protocol):
@@ -120,9 +134,9 @@ class Adjoint(Protocol):
     """
 
     def wrap(self, descent: Minimisation) -> Solve:
-        """The descent as a function ``(params, context, initial_sets) -> state``.
+        """The descent as a function ``(params, context, initial_sets) -> end``.
 
-        Only the derivative of ``state.sets`` is taken.
+        Only the derivative of ``end.sets`` is taken.
         """
         ...
 
@@ -160,14 +174,17 @@ class Implicit:
 
         @jax.custom_jvp
         def minimum(params, context, initial_sets):
-            start = fixed_point.project(initial_sets)
-            return descent.run(params, context, descent.init(params, context, start))
+            start = descent.init(params, context, fixed_point.project(initial_sets))
+            state = descent.run(params, context, start)
+            # As a float: integers have tangents of a type that shard_map cannot mark as varying.
+            steps = state.num_steps.astype(jnp.float32)
+            return End(state.sets, state.evaluated, steps, state.trajectory)
 
         @minimum.defjvp
         def rule(primals, tangents):
-            params, context, initial_sets = primals
-            state = minimum(params, context, initial_sets)
-            sets = state.evaluated
+            params, context, _ = primals
+            end = minimum(*primals)
+            sets = end.evaluated
             # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b (equation 5).
             _, b = jax.jvp(
                 lambda params, context: fixed_point.step(params, context, sets),
@@ -175,9 +192,14 @@ class Implicit:
                 tangents[:2],
             )
             tangent = self.solve(_linearise(fixed_point, params, context, sets), b)
-            return state, _no_tangents(state)._replace(sets=tangent, evaluated=tangent)
+            nothing = jax.tree.map(jnp.zeros_like, end)
+            return end, nothing._replace(sets=tangent, evaluated=tangent)
 
-        return minimum
+        def solve(params, context, initial_sets):
+            end = minimum(params, context, initial_sets)
+            return end._replace(num_steps=end.num_steps.astype(jnp.int32))
+
+        return solve
 
 
 @dataclass(frozen=True)
@@ -206,10 +228,10 @@ class Neumann(Implicit):
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
         """U = Σ_{i≤k} (∂T/∂Y)ⁱ b, by Horner's rule: u ← b + (∂T/∂Y) u."""
 
-        def series(residual, b):
-            return lax.fori_loop(0, self.num_terms, lambda _, u: b + (u - residual(u)), b)
+        def horner(_, u):
+            return b + (u - linearised.residual(u))
 
-        return _solve(linearised.residual, b, series)
+        return lax.fori_loop(0, self.num_terms, horner, vary_like(b, linearised.residual(b)))
 
     def __str__(self) -> str:
         """The spelling that `parse_adjoint` reads."""
@@ -432,15 +454,6 @@ def _normal_cg(operator, b: Sets) -> Sets:
 
 def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:
     return jnp.sum(a * b, axis=(1, 2), keepdims=True)
-
-
-def _no_tangents(tree: Any) -> Any:
-    def zero(leaf):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return vary_like(jnp.zeros_like(leaf), leaf)
-        return vary_like(np.zeros(leaf.shape, jax.dtypes.float0), leaf)
-
-    return jax.tree.map(zero, tree)
 
 
 # --- spelled as a word ---

@@ -310,11 +310,13 @@ def minimise(
             "num_steps: expected a Python integer because return_trajectory=True, got an array"
         )
     settings = (optimizer, projection, max_grad_norm, tolerance, return_trajectory, adjoint)
-    traced = any(map(_check.is_traced, jax.tree.leaves((params, context, initial_sets, num_steps))))
-    if not traced and _hashable((energy, settings)):
-        return _minimise_compiled(energy, settings, num_steps, params, context, initial_sets)
-    energy, params = _closed_over(energy, params, context, initial_sets)
-    return _minimise(energy, settings, num_steps, params, context, initial_sets)
+    explicit, params = _closed_over(energy, params, context, initial_sets)
+    arguments = (num_steps, params, context, initial_sets)
+    traced = any(map(_check.is_traced, jax.tree.leaves(arguments)))
+    if traced or explicit is not energy or not _hashable((energy, settings)):
+        return _minimise(explicit, settings, *arguments)
+    # Outside of any transformation: one compiled program, found again for equal settings.
+    return _minimise_compiled(energy, settings, *arguments)
 
 
 def _minimise(energy, settings, num_steps, params, context, initial_sets) -> Minimum:
@@ -339,7 +341,7 @@ def _minimise(energy, settings, num_steps, params, context, initial_sets) -> Min
     return Minimum(state.sets, energies, norm, state.num_steps, status, trajectory)
 
 
-_minimise_compiled = jax.jit(_minimise, static_argnums=(0, 1, 2))
+_minimise_compiled = jax.jit(_minimise, static_argnames=("energy", "settings", "num_steps"))
 
 
 def _hashable(value: Any) -> bool:

@@ -134,7 +134,7 @@ def suggest_step_size(
         )
     stable_below = (2 + 2 * momentum) / ((1 + 2 * momentum) * largest)
     tried = tuple(safety * stable_below * 0.5**halvings for halvings in range(MAX_HALVINGS + 1))
-    risen = []
+    risen = np.ones(sets.shape[0], bool)
     for count, step_size in enumerate(tried, 1):
         before, after, movement = _descend(*problem, step_size, momentum, jnp.asarray(num_steps))
         risen = _risen(before, after)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax import losses, metrics
+from msdspn_jax import losses
+from msdspn_jax.clevr import metrics
 
 TOLERANCE = 1e-9
 MODEL_FILES = sorted(path.name for path in golden_files.FOLDER.glob("*dspn_*.npz"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from msdspn_jax import _check
 from msdspn_jax.clevr.files import (
     Record,
     Source,
@@ -72,20 +73,19 @@ def prepare_cache(
     cache that is complete is left as it is.
 
     Args:
-      source: where the records come from.
-      folder: made where needed; see `cache_folder`.
-      size: side of the square images.
-      threads: that read, decode and resize.
-      on_progress: called with (images done, images in all).
+        source: where the records come from.
+        folder: made where needed; see `cache_folder`.
+        size: side of the square images.
+        threads: that read, decode and resize.
+        on_progress: called with (images done, images in all).
 
     Returns:
-      ``folder``.
+        ``folder``.
 
     Raises:
-      UserError: a record is damaged; ``folder`` holds another source's cache; the disk is full.
+        UserError: a record is damaged; ``folder`` holds another source's cache; the disk is full.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    _check.require_positive("size", size)
     folder, number = Path(folder), len(source)
     identity = {"format": CACHE_FORMAT, "size": size, "num": number, "source": source.fingerprint}
     report = on_progress or (lambda done, total: None)
@@ -111,11 +111,11 @@ def load_cache(folder: str | Path, *, verify: bool = False) -> ClevrCache:
     """Open a prepared cache.
 
     Args:
-      folder: what `prepare_cache` returned.
-      verify: read everything and compare checksums (seconds a gigabyte); without it, only sizes.
+        folder: what `prepare_cache` returned.
+        verify: read everything and compare checksums (seconds a gigabyte); without it, only sizes.
 
     Raises:
-      UserError: the cache is missing, unfinished or damaged.
+        UserError: the cache is missing, unfinished or damaged.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
