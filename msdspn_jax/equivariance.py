@@ -11,9 +11,13 @@ The definitions are those of Zhang et al. (ICLR 2022), section 2, for f from mul
   treat equal elements differently without an order being imposed on the input.
 
 `check_equivariance` tries to refute each property on given or generated sets. A "no" comes with a
-counterexample and is final; a "yes" means that none of the trials refuted it.
+counterexample and is final; a "yes" means that none of the trials refuted it. What the trials could
+not have refuted is "not tested": whether f is set-equivariant shows on sets with equal elements
+only, and the multiset property asks for sets with different ones.
 
-    >>> print(check_equivariance(push_apart, key=jax.random.key(0)))
+    >>> report = check_equivariance(push_apart, key=jax.random.key(0))
+    >>> report.verdict
+    'exclusively multiset-equivariant'
 
 **Functions that draw noise.** The properties belong to functions, so a stochastic f(X, ε) needs a
 decision about ε, and the answer depends on it. Two are sensible. *The noise belongs to the model*:
@@ -42,9 +46,13 @@ def push_apart(sets: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
     section 2): with n = 2, [1, 2] ↦ [0, 3], [2, 1] ↦ [3, 0] and [1, 1] ↦ [0, 2]. Entries between
     move in proportion to their rank within the column. Where rows tie in a column, their other
     columns decide; only equal rows are ranked by position.
+
+    Example:
+        >>> push_apart(jnp.array([[1.0], [1.0], [5.0]])).ravel().tolist()
+        [0.0, 1.0, 6.0]
     """
     if sets.ndim < 2:
-        raise ValueError(f"sets must have shape [..., n, d], got {sets.shape}")
+        raise ValueError(f"sets: expected shape [..., n, d], got {sets.shape}")
     n, d = sets.shape[-2:]
     if n == 1:
         return sets
@@ -75,11 +83,22 @@ def example_sets(
     then share entries. A function that sorts each column by itself, such as the gradient of FSPool
     with respect to the features it pools, breaks such ties by position and so is *not* multiset-
     equivariant there. Features computed by a generic layer tie like this with probability zero.
+
+    Args:
+        key: draws the rows, and which are repeated.
+        num_sets: at least 3.
+        n: elements of every set, at least 2.
+        d: entries of every element, at least 1.
+        repeated_entries: see above.
+
+    Example:
+        >>> sets = example_sets(jax.random.key(0), num_sets=3, n=4, d=2)
+        >>> [len(set(map(tuple, each.tolist()))) for each in sets]  # different rows
+        [4, 2, 1]
     """
-    if num_sets < 3 or n < 2 or d < 1:
-        raise ValueError(
-            f"need num_sets >= 3, n >= 2 and d >= 1, got num_sets={num_sets}, n={n}, d={d}"
-        )
+    for name, value, least in (("num_sets", num_sets, 3), ("n", n, 2), ("d", d, 1)):
+        if value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
     key_values, key_source = jax.random.split(key)
     values = jax.random.normal(key_values, (num_sets, n, d))
     width = d if repeated_entries else 1
@@ -138,40 +157,64 @@ class EquivarianceReport:
     """What `check_equivariance` found.
 
     Attributes:
-        set_equivariant: no trial refuted f(P X) = P f(X).
-        multiset_equivariant: no trial refuted the existence of P2.
+        set_equivariant: True if no trial refuted f(P X) = P f(X), False if one did, None if none
+            did but none of them could have: not tested.
+        multiset_equivariant: the same for the existence of P2.
         set_violation: largest violation of the first relative to what is allowed (<= 1: held).
         multiset_violation: the same of the second.
-        set_counterexample: the worst trial, or None if the property held.
-        multiset_counterexample: the worst trial, or None if the property held.
+        set_counterexample: the worst trial, or None if the property was not refuted.
+        multiset_counterexample: the worst trial, or None if the property was not refuted.
         num_trials: pairs of a set and a permutation.
+        num_exchanging_equal: trials that change the order of equal elements. Without any,
+            set-equivariance is not tested.
+        num_exchanging_different: trials with P X ≠ X. Without any, neither property is tested.
         name: what was checked.
     """
 
-    set_equivariant: bool
-    multiset_equivariant: bool
+    set_equivariant: bool | None
+    multiset_equivariant: bool | None
     set_violation: float
     multiset_violation: float
     set_counterexample: Counterexample | None
     multiset_counterexample: Counterexample | None
     num_trials: int
+    num_exchanging_equal: int
+    num_exchanging_different: int
     name: str
 
     @property
-    def exclusively_multiset_equivariant(self) -> bool:
-        """Multiset-equivariant and not set-equivariant: able to separate equal elements."""
-        return self.multiset_equivariant and not self.set_equivariant
+    def exclusively_multiset_equivariant(self) -> bool | None:
+        """Multiset-equivariant and not set-equivariant: able to separate equal elements.
+
+        None if what was tested does not decide it.
+        """
+        if self.set_equivariant or self.multiset_equivariant is False:
+            return False
+        if self.set_equivariant is None or self.multiset_equivariant is None:
+            return None
+        return True
 
     @property
     def verdict(self) -> str:
         """The finding in words."""
-        if self.exclusively_multiset_equivariant:
-            return "exclusively multiset-equivariant"
+        if self.multiset_equivariant is False:
+            return "neither set- nor multiset-equivariant"
         if self.set_equivariant:
             return (
                 "set-equivariant (so multiset-equivariant, but unable to separate equal elements)"
             )
-        return "neither set- nor multiset-equivariant"
+        if self.exclusively_multiset_equivariant:
+            return "exclusively multiset-equivariant"
+        if self.multiset_equivariant:
+            return f"multiset-equivariant (set-equivariance not tested: {self._missing})"
+        if self.set_equivariant is False:
+            return f"not set-equivariant (multiset-equivariance not tested: {self._missing})"
+        return f"not tested: {self._missing}"
+
+    @property
+    def _missing(self) -> str:
+        kind = "equal" if self.num_exchanging_different else "different"
+        return f"no trial exchanges {kind} elements; give sets with {kind} rows"
 
     def __str__(self) -> str:
         """Say the verdict, how far each property was from failing, and show the counterexamples."""
@@ -185,7 +228,7 @@ class EquivarianceReport:
                 self.multiset_counterexample,
             ),
         ):
-            mark = "held in every trial" if held else "refuted"
+            mark = {True: "held in every trial", False: "refuted", None: "not tested"}[held]
             text.append(f"{label}-equivariant: {mark}; worst violation {ratio:.2g} x tolerance")
             if example is not None:
                 text.append(str(example))
@@ -218,8 +261,8 @@ def check_equivariance(
         function: [n, d] -> [n, d_out], or [batch, n, d] -> [batch, n, d_out] with `batched`. A
             result with an attribute `sets` (such as a `Minimum`) stands for its `sets`. Stochastic
             functions need a fixed key, see the module's docstring.
-        sets: the multisets to try, [num_sets, n, d]; include some with equal rows. Default:
-            `example_sets`.
+        sets: the multisets to try, [num_sets, n, d]; include some with equal rows, without which
+            set-equivariance is not tested. Default: `example_sets`.
         key: draws the permutations and the default sets.
         num_permutations: random permutations for each set.
         equal_by: the columns by which two rows count as equal, that is, may be exchanged by P2; all
@@ -236,14 +279,22 @@ def check_equivariance(
     Raises:
         ValueError: if shapes do not fit, an output is not finite, or two calls with the same input
             differ.
+
+    Example:
+        >>> report = check_equivariance(lambda x: x - x.mean(0), key=jax.random.key(0))
+        >>> report.set_equivariant, report.multiset_equivariant
+        (True, True)
+        >>> different = jax.random.normal(jax.random.key(0), (3, 5, 2))
+        >>> check_equivariance(push_apart, different, key=jax.random.key(0)).set_equivariant is None
+        True
     """
     if num_permutations < 1:
-        raise ValueError(f"num_permutations must be at least 1, got {num_permutations}")
+        raise ValueError(f"num_permutations: expected an integer >= 1, got {num_permutations!r}")
     key_sets, key_permutations = jax.random.split(key)
     if sets is None:
         sets = example_sets(key_sets)
     if np.ndim(sets) != 3 or 0 in np.shape(sets):
-        raise ValueError(f"sets must have shape [num_sets, n, d], got {np.shape(sets)}")
+        raise ValueError(f"sets: expected shape [num_sets, n, d], got {np.shape(sets)}")
     num_sets, n, _ = np.shape(sets)
     keys = jax.random.split(key_permutations, (num_sets, num_permutations))
     permutations = np.asarray(
@@ -260,26 +311,37 @@ def check_equivariance(
     tolerances = atol + rtol * np.abs(output).max(axis=(1, 2))
     if np.any(np.abs(output - again).max(axis=(1, 2)) > tolerances):
         raise ValueError(
-            "function gave different outputs for the same set in two places of a batch or two "
-            "calls: fix what it draws at random (see msdspn_jax.equivariance), and check that "
-            "members of a batch do not influence each other"
+            "function: expected the same output for the same set, got different outputs for the "
+            "same set in two places of a batch or two calls; fix what it draws at random (see "
+            "msdspn_jax.equivariance), and check that members of a batch do not influence each "
+            "other"
         )
     worst: dict[str, Counterexample] = {}
+    exchanging_equal = exchanging_different = 0
     for i, j in np.ndindex(num_sets, num_permutations):
+        equal, different = _exchanges(originals[i], permutations[i, j])
+        exchanging_equal += equal
+        exchanging_different += different
         trial = (originals[i], permutations[i, j], output[i], permuted_output[i, j], tolerances[i])
         matching = best_matching(originals[i][:, equal_by or slice(None)], *trial[1:4])
         for label, example in (("set", _trial(*trial)), ("multiset", _trial(*trial, matching))):
             if label not in worst or _ratio(example) > _ratio(worst[label]):
                 worst[label] = example
     ratios = {label: _ratio(example) for label, example in worst.items()}
+
+    def finding(label: str, tested: bool) -> bool | None:
+        return False if ratios[label] > 1 else (True if tested else None)
+
     return EquivarianceReport(
-        set_equivariant=ratios["set"] <= 1,
-        multiset_equivariant=ratios["multiset"] <= 1,
+        set_equivariant=finding("set", exchanging_equal > 0 and exchanging_different > 0),
+        multiset_equivariant=finding("multiset", exchanging_different > 0),
         set_violation=ratios["set"],
         multiset_violation=ratios["multiset"],
         set_counterexample=worst["set"] if ratios["set"] > 1 else None,
         multiset_counterexample=worst["multiset"] if ratios["multiset"] > 1 else None,
         num_trials=num_sets * num_permutations,
+        num_exchanging_equal=exchanging_equal,
+        num_exchanging_different=exchanging_different,
         name=name or getattr(function, "__name__", None) or type(function).__name__,
     )
 
@@ -294,9 +356,13 @@ def best_matching(
 
     P2 sends, within every group of equal rows of X, rows of f(X) to rows of f(P1 X): one bottleneck
     assignment a group. Returned as indices: row i of P2 f(X) is row P2[i] of f(X).
+
+    Example:
+        >>> same, output = np.array([[1.0], [1.0]]), np.array([[0.0], [2.0]])
+        >>> best_matching(same, np.array([1, 0]), output, output).tolist()
+        [0, 1]
     """
-    _, group = np.unique(set_, axis=0, return_inverse=True)
-    group = group.reshape(-1)
+    group = _groups(set_)
     matching = np.empty(len(set_), dtype=np.int64)
     for label in range(group.max() + 1):
         targets = np.flatnonzero(group[permutation] == label)
@@ -304,6 +370,19 @@ def best_matching(
         cost = np.abs(permuted_output[targets][:, None] - output[sources][None]).max(axis=-1)
         matching[targets] = sources[_bottleneck_assignment(cost)]
     return matching
+
+
+def _groups(set_: Float[np.ndarray, "n d"]) -> Int[np.ndarray, " n"]:
+    """Number the rows so that equal ones have equal numbers."""
+    return np.unique(set_, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _exchanges(set_: Float[np.ndarray, "n d"], permutation) -> tuple[bool, bool]:
+    """Whether P1 changes the order of equal rows, and whether P1 X differs from X."""
+    group = _groups(set_)
+    moved = group[permutation]
+    equal = any((np.diff(permutation[moved == label]) < 0).any() for label in np.unique(group))
+    return equal, bool((moved != group).any())
 
 
 def _trial(set_, permutation, output, permuted_output, tolerance, matching=None):
@@ -374,14 +453,15 @@ def _evaluate(function, stacked: np.ndarray, *, batched: bool, jit: bool | None)
         sizes = f"batch={flat.shape[0]}, n={flat.shape[1]}" if batched else f"n={flat.shape[1]}"
         got = outputs.shape if batched else outputs.shape[1:]
         raise ValueError(
-            f"function must return {expected} with one row for every row of its input "
+            f"function: expected {expected} with one row for every row of its input "
             f"({sizes}), got shape {got}"
         )
     outputs = outputs.astype(np.float64).reshape(*shape[:3], outputs.shape[-1])
     if not np.isfinite(outputs).all():
         bad = int(np.flatnonzero(~np.isfinite(outputs).all(axis=(1, 2, 3)))[0])
         raise ValueError(
-            f"function returned an entry that is not finite for set {bad}: {stacked[bad, 0]}"
+            f"function: expected finite outputs, got an entry that is not finite for set {bad}: "
+            f"{stacked[bad, 0]}"
         )
     return outputs
 

@@ -1,4 +1,8 @@
-"""Losses between sets: Hungarian (optimal assignment), Chamfer (nearest neighbours), numbering."""
+"""Losses between sets: Hungarian (optimal assignment), Chamfer (nearest neighbours), numbering.
+
+Predictions are [batch, n, d], targets [batch, m, d], losses [batch]: average over the batch
+yourself.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from msdspn_jax import _check
-from msdspn_jax.matching import assignment as matching
+from msdspn_jax import _check, matching
 
 
 def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """½x² within ±1, |x| − ½ outside (Huber's function with δ = 1), entry by entry."""
+    """½x² within ±1, |x| − ½ outside (Huber's function with δ = 1), entry by entry.
+
+    Example:
+        >>> smooth_l1(jnp.array([-2.0, 0.0, 0.5])).tolist()
+        [1.5, 0.0, 0.125]
+    """
     size = jnp.abs(difference)
     inside = jnp.minimum(size, 1)
     return 0.5 * jnp.square(inside) + (size - inside)
@@ -21,7 +29,12 @@ def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:
 def pairwise_smooth_l1(
     prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
 ) -> Float[Array, "batch n m"]:
-    """Smooth-l1 distance, mean over d, of every predicted element to every target element."""
+    """Smooth-l1 distance, mean over d, of every predicted element to every target element.
+
+    Example:
+        >>> pairwise_smooth_l1(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
+        [[[0.0, 0.5, 2.5], [0.0, 0.5, 2.5]]]
+    """
     _check_sets(prediction, target)
     return jnp.mean(smooth_l1(prediction[:, :, None] - target[:, None]), -1)
 
@@ -29,7 +42,12 @@ def pairwise_smooth_l1(
 def pairwise_squared(
     prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
 ) -> Float[Array, "batch n m"]:
-    """Squared Euclidean distance, mean over d, of every predicted to every target element."""
+    """Squared Euclidean distance, mean over d, of every predicted to every target element.
+
+    Example:
+        >>> pairwise_squared(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
+        [[[0.0, 1.0, 9.0], [0.0, 1.0, 9.0]]]
+    """
     _check_sets(prediction, target)
     return jnp.mean(jnp.square(prediction[:, :, None] - target[:, None]), -1)
 
@@ -44,7 +62,8 @@ def hungarian_loss(
     """Smooth-l1 distance of the best one-to-one matching, mean over the matched pairs.
 
     The loss of the paper's sections 4.2 and 4.3. The assignment is piecewise constant, so the
-    gradient is that of the matched pairs.
+    gradient is that of the matched pairs; among assignments that cost the same, one is chosen, and
+    always the same one.
 
     Args:
         prediction: n elements.
@@ -52,10 +71,21 @@ def hungarian_loss(
         target_mask: True for the target elements that are there. Predictions left over by the
             present ones are free; a set with no element has loss 0. (The alternative for sets of
             varying size is a presence feature in d, with absent elements all zero.)
-        method: solver of the assignment problem, see `matching.assign`; "host" cannot be jitted.
+        method: solver of the assignment problem, see `assign`; "host" cannot be jitted.
+
+    Returns:
+        One number per set; NaN where the prediction or the target is not finite, under ``jit``.
 
     Raises:
-        ValueError: shapes that do not fit, more targets than predictions.
+        ValueError: shapes that do not fit, more targets than predictions, NaN or infinity in
+            concrete arrays.
+
+    Example:
+        >>> prediction, target = jnp.array([[[1.0], [4.0]]]), jnp.array([[[4.0], [3.0]]])
+        >>> hungarian_loss(prediction, target).tolist()
+        [0.75]
+        >>> hungarian_loss(prediction, target, target_mask=jnp.array([[True, False]])).tolist()
+        [0.0]
     """
     cost = pairwise_smooth_l1(prediction, target)
     n, m = cost.shape[1:]
@@ -86,6 +116,11 @@ def chamfer_loss(
         target: m elements.
         target_mask: True for the target elements that are there; absent ones are nobody's
             neighbour. A set with no element has loss 0.
+
+    Example:
+        >>> prediction, target = jnp.array([[[1.0], [4.0]]]), jnp.array([[[4.0], [3.0]]])
+        >>> chamfer_loss(prediction, target).tolist()
+        [2.5]
     """
     distance = pairwise_squared(prediction, target)
     if target_mask is None:
@@ -132,11 +167,19 @@ def numbering_assignment(
         target: one-hot numbers.
         classes: one-hot classes of the input elements.
         cost: "l2", Euclidean distance, or "ce", cross-entropy.
-        method: solver of the assignment problem, see `matching.assign`.
+        method: solver of the assignment problem, see `assign`.
 
     Returns:
         For every element of prediction, in order, the index of its target. Where the prediction is
-        not finite, `matching.INVALID`, of which `numbering_loss` makes NaN.
+        not finite, `INVALID`, of which `numbering_loss` makes NaN.
+
+    Example:
+        >>> target = jnp.eye(3)[None]
+        >>> classes = jnp.array([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])  # two of one kind, and one
+        >>> numbering_assignment(target[:, jnp.array([1, 0, 2])], target, classes).tolist()
+        [[1, 0, 2]]
+        >>> numbering_assignment(target[:, jnp.array([2, 1, 0])], target, classes).tolist()
+        [[0, 1, 2]]
     """
     _check_sets(prediction, target)
     _check.require_shape("target", target, prediction.shape, "batch n d")
@@ -170,13 +213,20 @@ def numbering_loss(
 ) -> Float[Array, " batch"]:
     """Loss of class-specific numbering: cost of the best matching within classes, mean over pairs.
 
+    The loss of the paper's section 4.1.
+
     Args:
         prediction: for cost "l2" points (DSPN, iDSPN), for "ce" logits (all other models).
         target: one-hot numbers.
         classes: one-hot classes of the input elements.
         cost: "l2", Euclidean distance (not squared), or "ce", cross-entropy.
-        method: solver of the assignment problem, see `matching.assign`.
+        method: solver of the assignment problem, see `assign`.
         assignment: what `numbering_assignment` found, if it is known already.
+
+    Example:
+        >>> target, classes = jnp.eye(3)[None], jnp.ones((1, 3, 1))
+        >>> numbering_loss(target[:, ::-1], target, classes).tolist()
+        [0.0]
     """
     if assignment is None:
         assignment = numbering_assignment(prediction, target, classes, cost=cost, method=method)

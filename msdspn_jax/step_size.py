@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
@@ -14,23 +16,46 @@ from msdspn_jax.adjoints import FixedPoint
 from msdspn_jax.descent import minimise, per_set_norm
 from msdspn_jax.energy import Energy, Params
 
+MAX_HALVINGS = 20
+"""Down to a millionth of what the curvature promises."""
+
 
 class StepSize(NamedTuple):
     """What `suggest_step_size` measures.
 
     Attributes:
-        step_size: the suggestion: stable on all the given sets, and no smaller than need be.
-        stable_below: from here on, gradient descent with this momentum diverges on the set with the
-            largest curvature.
+        step_size: the suggestion: descends on all the given sets, and no smaller than need be.
+        momentum: the Nesterov momentum that it is for.
+        stable_below: near the given sets, gradient descent with larger steps and this momentum
+            diverges on the set with the largest curvature.
         curvature: largest |eigenvalue| of ∂²E/∂Y² at every set.
         movement: root-mean-square change of the entries of every set over `num_steps` steps of the
             suggested size. Near zero: the decoder would return its initial set; raise the step.
+        energy_before: at the given sets.
+        energy_after: after `num_steps` steps of the suggested size.
+        tried: the step sizes that were tried, the suggestion last. More than one: the curvature at
+            the given sets alone promised too much.
+
+    Example:
+        >>> energy = lambda params, sets, context: 0.5 * jnp.sum((sets - context) ** 2, (1, 2))
+        >>> start, target = jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2))
+        >>> found = suggest_step_size(
+        ...     energy, {}, target, start, key=jax.random.key(0), momentum=0.0
+        ... )
+        >>> round(found.stable_below, 3), round(found.step_size, 3), len(found.tried)
+        (2.0, 1.0, 1)
+        >>> bool(found.energy_after[0] < found.energy_before[0])
+        True
     """
 
     step_size: float
+    momentum: float
     stable_below: float
     curvature: Float[Array, " batch"]
     movement: Float[Array, " batch"]
+    energy_before: Float[Array, " batch"]
+    energy_after: Float[Array, " batch"]
+    tried: tuple[float, ...]
 
 
 def suggest_step_size(
@@ -52,10 +77,15 @@ def suggest_step_size(
     iteration on Hessian-vector products, n · d numbers a set in memory. Energies of this library
     are means over features and entries, so curvatures are small and the paper's step size of 1 is
     usually far below the limit at initialisation; what goes wrong in practice is a step so small
-    that the set hardly moves, which `movement` shows.
+    that the set hardly moves, which `StepSize.movement` shows.
+
+    The energy is no quadratic, and its curvature away from the given sets may be larger. So the
+    descent is run, and the step size halved until no set's energy is higher at the end than at the
+    start, and some set's is lower (unless no set moves at all).
 
     Call it on typical sets: targets, or initial sets (the energy is piecewise quadratic in the
-    features, so the two differ). Concrete arrays only; jit is applied inside.
+    features, so the two differ), with the latents that belong to them. Concrete arrays only; jit is
+    applied inside, and compiled programs are kept for the same energy.
 
     Args:
         energy: as in `minimise`.
@@ -63,53 +93,110 @@ def suggest_step_size(
         context: as in `minimise`.
         sets: where to measure.
         key: for the random start of the power iteration.
-        num_steps: steps over which to measure the movement.
+        num_steps: steps of the descent that is tried.
         momentum: Nesterov momentum to be used, in [0, 1).
         num_iterations: power iterations.
-        safety: suggested fraction of the stability limit, in (0, 1].
+        safety: fraction of the stability limit that is tried first, in (0, 1].
+
+    Raises:
+        ValueError: an argument out of range or traced; no curvature; no descent with any of the
+            step sizes tried.
+
+    Example:
+        >>> energy = lambda params, sets, context: 0.5 * jnp.sum((sets - context) ** 2, (1, 2))
+        >>> start, target = jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2))
+        >>> round(suggest_step_size(energy, {}, target, start, key=jax.random.key(0)).step_size, 3)
+        0.679
     """
     _check.require_rank("sets", sets, 3, "batch n d")
+    _check.require_nonempty("sets", sets, "batch n d")
+    if any(map(_check.is_traced, jax.tree.leaves((params, context, sets, key)))):
+        raise ValueError(
+            "params, context, sets, key: expected concrete arrays, got traced ones; call "
+            "suggest_step_size outside of jit"
+        )
     _check.require_finite("sets", sets)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
     if not 0 < safety <= 1:
         raise ValueError(f"safety: expected a number in (0, 1], got {safety!r}")
-    fixed_point = FixedPoint(energy)
+    for name, value in (("num_steps", num_steps), ("num_iterations", num_iterations)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
-    @jax.jit
-    def largest_curvature(params, context, sets):
-        _, hessian = jax.linearize(lambda Y: fixed_point.gradient(params, context, Y), sets)
-
-        def iterate(_, carry):
-            direction, _ = carry
-            image = hessian(direction)
-            norm = per_set_norm(image)[:, None, None]
-            # A set without curvature keeps its direction rather than becoming 0/0.
-            return jnp.where(norm > 0, image / jnp.where(norm > 0, norm, 1), direction), norm
-
-        start = jax.random.normal(key, sets.shape, sets.dtype)
-        start = start / per_set_norm(start)[:, None, None]
-        norm = jnp.zeros((sets.shape[0], 1, 1), sets.dtype)
-        return jax.lax.fori_loop(0, num_iterations, iterate, (start, norm))[1][:, 0, 0]
-
-    curvature = largest_curvature(params, context, sets)
+    problem = (_hashable(energy), params, context, sets)
+    curvature = _largest_curvature(*problem, key, num_iterations)
     largest = float(jnp.max(curvature))
-    if not largest > 0 or not jnp.isfinite(largest):
+    if not largest > 0 or not np.isfinite(largest):
         raise ValueError(
             f"energy: expected a finite positive curvature at the given sets, got {largest}; the "
             "energy does not depend on them (all features inactive?) or is not finite"
         )
     stable_below = (2 + 2 * momentum) / ((1 + 2 * momentum) * largest)
-    step_size = safety * stable_below
-
-    @jax.jit
-    def move(params, context, sets):
-        optimizer = optax.sgd(step_size, momentum=momentum or None, nesterov=momentum > 0)
-        return minimise(
-            energy, params, context, sets, optimizer=optimizer, num_steps=num_steps
-        ).sets
-
-    change = move(params, context, sets) - sets
-    return StepSize(
-        step_size, stable_below, curvature, jnp.sqrt(jnp.mean(jnp.square(change), (1, 2)))
+    tried = tuple(safety * stable_below * 0.5**halvings for halvings in range(MAX_HALVINGS + 1))
+    risen = np.ones(sets.shape[0], bool)
+    for count, step_size in enumerate(tried, 1):
+        before, after, movement = _descend(*problem, step_size, momentum, jnp.asarray(num_steps))
+        risen = _risen(before, after)
+        fell = _risen(after, before).any() or not np.asarray(movement).any()
+        if fell and not risen.any():
+            return StepSize(
+                step_size=step_size,
+                momentum=momentum,
+                stable_below=stable_below,
+                curvature=curvature,
+                movement=movement,
+                energy_before=before,
+                energy_after=after,
+                tried=tried[:count],
+            )
+    end = f"{int(risen.sum())} of {len(risen)} sets whose energy rose with the smallest"
+    raise ValueError(
+        f"energy: expected one that {num_steps} steps with momentum {momentum} lower, for a step "
+        f"size from {tried[0]:.3g} down to {tried[-1]:.3g}, got "
+        f"{end if risen.any() else 'no set whose energy fell with the smallest'}; are the sets at "
+        "a minimum already, or is the gradient not that of the energy?"
     )
+
+
+def _risen(before: Float[Array, " batch"], after: Float[Array, " batch"]) -> np.ndarray:
+    """Which energies rose, by more than rounding; NaN counts as risen."""
+    slack = 8 * float(jnp.finfo(before.dtype).eps)
+    start, end = (np.asarray(energy).astype(np.float64) for energy in (before, after))
+    return ~(end <= start + slack * np.abs(start))
+
+
+def _hashable(energy: Energy) -> Energy:
+    """The energy, as something that compiled programs can be kept for."""
+    try:
+        hash(energy)
+    except TypeError:
+        return functools.partial(energy)
+    return energy
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _largest_curvature(energy, params, context, sets, key, num_iterations):
+    gradient = FixedPoint(energy).gradient
+    _, hessian = jax.linearize(lambda sets: gradient(params, context, sets), sets)
+
+    def iterate(_, carry):
+        direction, _ = carry
+        image = hessian(direction)
+        norm = per_set_norm(image)[:, None, None]
+        # A set without curvature keeps its direction rather than becoming 0/0.
+        return jnp.where(norm > 0, image / jnp.where(norm > 0, norm, 1), direction), norm
+
+    start = jax.random.normal(key, sets.shape, sets.dtype)
+    start = start / per_set_norm(start)[:, None, None]
+    norm = jnp.zeros((sets.shape[0], 1, 1), sets.dtype)
+    return jax.lax.fori_loop(0, num_iterations, iterate, (start, norm))[1][:, 0, 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _descend(energy, params, context, sets, step_size, momentum, num_steps):
+    # With a momentum of 0, Nesterov's step is the plain one; traced, it cannot be told.
+    optimizer = optax.sgd(step_size, momentum=momentum, nesterov=True)
+    minimum = minimise(energy, params, context, sets, optimizer=optimizer, num_steps=num_steps)
+    movement = jnp.sqrt(jnp.mean(jnp.square(minimum.sets - sets), (1, 2)))
+    return energy(params, sets, context), minimum.energy, movement

@@ -134,31 +134,6 @@ def test_any_optax_transformation():
         assert bool((minimum.energy < 0.01 * energy(params, start, context)).all())
 
 
-def test_anderson_needs_fewer_steps():
-    energy = problems.quadratic(jnp.geomspace(0.02, 1.0, 6).reshape(3, 2))
-    params, context = {"scale": jnp.ones(())}, ms.Context(jax.random.normal(KEY, (4, 3, 2)))
-
-    def steps(optimizer):
-        return ms.minimise(
-            energy, params, context, jnp.zeros((4, 3, 2)), optimizer=optimizer, num_steps=1000,
-            tolerance=1e-4,
-        )  # fmt: skip
-
-    fast, slow = steps(ms.anderson(1.0, history=6)), steps(optax.sgd(1.0))
-    assert int(fast.num_steps.max()) < 40 < 200 < int(slow.num_steps.max())
-    chex.assert_trees_all_close(fast.sets, context.latent, atol=0.01)
-
-
-def test_anderson_stays_at_a_minimum():
-    energy = problems.quadratic(jnp.ones((3, 2)))
-    context = ms.Context(jnp.ones((2, 3, 2)))
-    minimum = ms.minimise(
-        energy, {"scale": jnp.ones(())}, context, context.latent, optimizer=ms.anderson(),
-        num_steps=3,
-    )  # fmt: skip
-    chex.assert_trees_all_equal(minimum.sets, context.latent)
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_dtype_is_kept(dtype):
     with jax.enable_x64(dtype == jnp.float64):
@@ -191,41 +166,6 @@ def test_diverging_loop_is_seen():
         optimizer=optax.sgd(1.0), num_steps=200,
     )  # fmt: skip
     assert not np.isfinite(minimum.gradient_norm).all()
-
-
-class TestStepSize:
-    def test_quadratic(self):
-        curvature = jnp.linspace(0.01, 0.2, 6).reshape(3, 2)
-        energy = problems.quadratic(curvature)
-        context = ms.Context(jnp.ones((4, 3, 2)))
-        suggestion = ms.suggest_step_size(
-            energy, {"scale": jnp.ones(())}, context, jnp.zeros((4, 3, 2)), key=KEY, momentum=0.0,
-            num_iterations=100,
-        )  # fmt: skip
-        np.testing.assert_allclose(suggestion.curvature, 0.2, rtol=1e-3)
-        np.testing.assert_allclose(suggestion.stable_below, 10.0, rtol=1e-3)
-        np.testing.assert_allclose(suggestion.step_size, 5.0, rtol=1e-3)
-        assert bool((suggestion.movement > 0.5).all())
-
-    @pytest.mark.parametrize("momentum", [0.0, 0.9])
-    def test_limit_separates_stable_from_unstable(self, momentum):
-        energy = problems.quadratic(jnp.linspace(0.01, 0.2, 6).reshape(3, 2))
-        problem = energy, {"scale": jnp.ones(())}, ms.Context(jnp.ones((1, 3, 2)))
-        start = jnp.zeros((1, 3, 2))
-        limit = ms.suggest_step_size(
-            *problem, start, key=KEY, momentum=momentum, num_iterations=100
-        ).stable_below
-        for factor, stable in ((0.97, True), (1.03, False)):
-            optimizer = optax.sgd(factor * limit, momentum=momentum or None, nesterov=momentum > 0)
-            energy_after = ms.minimise(*problem, start, optimizer=optimizer, num_steps=600).energy
-            assert bool(energy_after[0] < problem[0](*problem[1:2], start, problem[2])[0]) == stable
-
-    def test_flat_energy_is_an_error(self):
-        with pytest.raises(ValueError, match="energy: expected a finite positive curvature"):
-            ms.suggest_step_size(
-                lambda params, sets, context: jnp.sum(sets, (1, 2)), {}, None, jnp.ones((1, 2, 2)),
-                key=KEY,
-            )  # fmt: skip
 
 
 def call(**changes):

@@ -1,3 +1,5 @@
+import doctest
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msdspn_jax import equivariance
 from msdspn_jax.descent import minimise
 from msdspn_jax.energy import Context, latent_energy
 from msdspn_jax.equivariance import best_matching, check_equivariance, example_sets, push_apart
@@ -75,13 +78,45 @@ def test_counterexamples_are_counterexamples():
     assert "best P2" in str(report)
 
 
-def test_only_sets_with_equal_elements_expose_an_exclusive_function():
-    key_values, key_check = jax.random.split(KEY)
-    distinct = jax.random.normal(key_values, (5, 6, 2))
-    report = check_equivariance(push_apart, distinct, key=key_check)
-    assert report.set_equivariant
-    report = check_equivariance(push_apart, jnp.ones((1, 6, 2)), key=key_check)
-    assert report.exclusively_multiset_equivariant
+DISTINCT = jax.random.normal(jax.random.key(2), (5, 6, 2))
+
+
+def test_set_equivariance_is_not_tested_without_equal_elements():
+    for function in (push_apart, lambda x: x - x.mean(0)):
+        report = check_equivariance(function, DISTINCT, key=KEY, name="f")
+        assert report.set_equivariant is None
+        assert report.multiset_equivariant is True
+        assert report.exclusively_multiset_equivariant is None
+        assert report.set_counterexample is None
+        assert report.num_exchanging_equal == 0 < report.num_exchanging_different
+        assert report.verdict == (
+            "multiset-equivariant (set-equivariance not tested: no trial exchanges equal "
+            "elements; give sets with equal rows)"
+        )
+        assert "set-equivariant: not tested; worst violation" in str(report)
+        assert "multiset-equivariant: held in every trial" in str(report)
+    # What is refuted is refuted on any sets.
+    report = check_equivariance(lambda x: jnp.cumsum(x, 0), DISTINCT, key=KEY)
+    assert (report.set_equivariant, report.multiset_equivariant) == NEITHER
+    assert report.exclusively_multiset_equivariant is False
+
+
+def test_the_multiset_property_is_not_tested_without_different_elements():
+    report = check_equivariance(push_apart, jnp.ones((1, 6, 2)), key=KEY)
+    assert (report.set_equivariant, report.multiset_equivariant) == (False, None)
+    assert report.exclusively_multiset_equivariant is None
+    assert report.verdict == (
+        "not set-equivariant (multiset-equivariance not tested: no trial exchanges different "
+        "elements; give sets with different rows)"
+    )
+    for sets in (jnp.ones((1, 6, 2)), DISTINCT[:, :1]):
+        report = check_equivariance(lambda x: x, sets, key=KEY)
+        assert (report.set_equivariant, report.multiset_equivariant) == (None, None)
+        assert report.verdict.startswith("not tested: no trial exchanges different elements")
+    # One set of each kind, and everything is tested.
+    both = jnp.concatenate([DISTINCT[:1], jnp.ones((1, 6, 2))])
+    assert check_equivariance(push_apart, both, key=KEY).exclusively_multiset_equivariant
+    assert check_equivariance(lambda x: x, both, key=KEY).set_equivariant
 
 
 def test_ties_of_entries_in_different_rows_break_featurewise_sorting():
@@ -150,11 +185,11 @@ def test_stochastic_functions_are_refused():
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (lambda x: x[:-1], {}, "one row for every row"),
-        (lambda x: x.sum(), {}, "one row for every row"),
+        (lambda x: x[:-1], {}, "function: expected .* one row for every row"),
+        (lambda x: x.sum(), {}, "function: expected .* one row for every row"),
         (lambda x: jnp.log(x), {}, "not finite"),
-        (lambda x: x, {"sets": jnp.ones((3, 2))}, "sets must have shape"),
-        (lambda x: x, {"num_permutations": 0}, "num_permutations"),
+        (lambda x: x, {"sets": jnp.ones((3, 2))}, "sets: expected shape"),
+        (lambda x: x, {"num_permutations": 0}, "num_permutations: expected"),
     ],
 )
 def test_bad_input(function, options, message):
@@ -189,3 +224,13 @@ def test_best_matching_is_the_best_of_all(seed, n, num_values):
 
     allowed = [p for p in itertools.permutations(range(n)) if (x[list(p)] == x[permutation]).all()]
     assert worst(found) == pytest.approx(min(map(worst, allowed)))
+
+
+def test_examples():
+    assert doctest.testmod(equivariance).failed == 0
+
+
+def test_example_sets_need_room():
+    for name in ("num_sets", "n", "d"):
+        with pytest.raises(ValueError, match=f"{name}: expected an integer >= "):
+            example_sets(KEY, **{name: 0})

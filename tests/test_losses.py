@@ -1,3 +1,4 @@
+import doctest
 import itertools
 
 import chex
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import msdspn_jax as ms
+from msdspn_jax import losses
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 PREDICTION = jax.random.normal(KEYS[0], (3, 5, 2))
@@ -93,3 +95,7 @@ def test_errors(loss):
     if loss is ms.hungarian_loss:
         with pytest.raises(ValueError, match="target: expected at most n = 4"):
             loss(TARGET, PREDICTION)
+
+
+def test_examples():
+    assert doctest.testmod(losses).failed == 0

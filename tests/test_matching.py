@@ -1,5 +1,6 @@
 """The optimum's cost equals SciPy's, whatever the cost looks like; failures are loud."""
 
+import doctest
 import functools
 
 import chex
@@ -11,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from msdspn_jax.matching import assignment as matching
-from msdspn_jax.matching import kernel as _matching_kernel
-from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
+import msdspn_jax as ms
+from msdspn_jax.matching import INVALID, UNMATCHED, assign, assignment, kernel, matched_cost
 
 METHODS = ("device", "pallas", "optax", "host")
 OURS = ("device", "pallas")
 
 
-NOT_INTERPRETED = matching._paths_by_kernel
+NOT_INTERPRETED = kernel.by_platform
+LARGEST = np.finfo(np.float32).max
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _interpreted():
     """Here method="pallas" interprets the kernel, where it would leave the work to "device"."""
-    kernel = functools.partial(_matching_kernel.shortest_augmenting_paths, interpret=True)
+    interpreted = functools.partial(kernel.shortest_augmenting_paths, interpret=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "_paths_by_kernel", kernel)
+        patch.setattr(kernel, "by_platform", interpreted)
         yield
 
 
@@ -145,7 +146,7 @@ def test_one_mask_for_rows_and_columns():
 def test_cost_that_is_not_finite_is_reported(method, value):
     cost = random_cost(5, (2, 4, 4), "uniform")
     cost[1, 2, 3] = value
-    with pytest.raises(ValueError, match=r"cost must be finite.*\(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"cost: expected finite numbers.*\(1, 2, 3\)"):
         assign(cost, method=method)
 
 
@@ -212,14 +213,14 @@ def lowered(function, cost, platform):
 def test_kernel_lowers_for_gpus(shape, dtype, platform):
     """As far as one can go without a GPU: Pallas accepts the kernel for Triton."""
     with jax.enable_x64(dtype == "float64"):
-        kernel = jax.jit(_matching_kernel.shortest_augmenting_paths)
-        program = lowered(kernel, jax.ShapeDtypeStruct(shape, dtype), platform)
+        solve = jax.jit(kernel.shortest_augmenting_paths)
+        program = lowered(solve, jax.ShapeDtypeStruct(shape, dtype), platform)
     assert program.count("triton") == 1
     assert "stablehlo.while" not in program
 
 
 def test_kernel_is_chosen_when_the_program_is_lowered(monkeypatch):
-    monkeypatch.setattr(matching, "_paths_by_kernel", NOT_INTERPRETED)
+    monkeypatch.setattr(kernel, "by_platform", NOT_INTERPRETED)
     cost = random_cost(11, (3, 6, 6), "uniform")
     solve = jax.jit(functools.partial(assign, method="pallas"))
     for platform, uses_it in (("cuda", True), ("cpu", False)):
@@ -227,23 +228,198 @@ def test_kernel_is_chosen_when_the_program_is_lowered(monkeypatch):
     np.testing.assert_array_equal(solve(cost), assign(cost, method="device"))
 
 
-def test_auto_agrees():
+@pytest.mark.parametrize("kind", ["uniform", "tied", "zero"])
+def test_eager_and_jitted_calls_choose_the_same_among_equals(kind):
     for n in (5, 20):
-        cost = random_cost(10, (3, n, n), "uniform")
+        cost = random_cost(10, (3, n, n), kind)
         np.testing.assert_array_equal(assign(cost), jax.jit(assign)(cost))
+
+
+def test_gradients_do_not_depend_on_jit_among_equals():
+    prediction = jnp.tile(jax.random.normal(jax.random.key(0), (2, 5, 3)), (1, 4, 1))
+    target = jnp.round(jax.random.normal(jax.random.key(1), (2, 20, 3)))
+    gradient = jax.grad(lambda prediction: ms.hungarian_loss(prediction, target).sum())
+    np.testing.assert_allclose(gradient(prediction), jax.jit(gradient)(prediction), rtol=1e-6)
+
+
+# The whole range of float32 ----------------------------------------------------------------------
+
+
+def wide_cost(seed, shape, kind):
+    """Costs as no loss has them, but within float32."""
+    rng = np.random.default_rng(seed)
+    sign = rng.choice([-1.0, 1.0], shape)
+    if kind == "any bits":
+        cost = rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
+        cost = np.where(np.isfinite(cost), cost, 0).astype(np.float64)
+    elif kind == "any magnitude":
+        cost = 10 ** rng.uniform(-45, 38.5, shape)
+    elif kind == "any magnitude and sign":
+        cost = sign * 10 ** rng.uniform(-45, 38.5, shape)
+    elif kind == "two magnitudes":
+        cost = sign * rng.choice([1e-30, 1e30], shape) * rng.random(shape)
+    elif kind == "denormal":
+        cost = sign * 1e-39 * rng.random(shape)
+    else:
+        cost = sign * float(LARGEST) * (1 - rng.random(shape) * rng.choice([1e-3, 1]))
+    return np.clip(cost, -LARGEST, LARGEST).astype(np.float32)
+
+
+WIDE = (
+    "any bits",
+    "any magnitude",
+    "any magnitude and sign",
+    "two magnitudes",
+    "denormal",
+    "largest",
+)
+
+
+def check_bound(cost, assignment):
+    """A matching, and no dearer than `assign` promises."""
+    size, pairs = max(cost.shape[1:]), min(cost.shape[1:])
+    for matrix, columns in zip(cost.astype(np.float64), np.asarray(assignment), strict=True):
+        matched = np.flatnonzero(columns != UNMATCHED)
+        assert len(matched) == len(set(columns[matched])) == pairs
+        excess = matrix[matched, columns[matched]].sum() - scipy_cost(matrix)[0]
+        assert excess <= size * 2.0**-23 * np.abs(matrix).max()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([(7, 6, 6), (7, 4, 6), (7, 6, 4)]),
+    st.sampled_from(WIDE),
+    st.sampled_from(OURS),
+)
+def test_whole_range(seed, shape, kind, method):
+    cost = wide_cost(seed, shape, kind)
+    check_bound(cost, assign(cost, method=method))
+
+
+@pytest.mark.slow
+def test_three_thousand_assignments_over_the_whole_range():
+    solve = jax.jit(assign)
+    for shape in ((50, 6, 6), (50, 5, 12), (50, 12, 5), (50, 24, 24), (50, 40, 40)):
+        for kind in WIDE:
+            for seed in range(2):
+                cost = wide_cost(seed, shape, kind)
+                check_bound(cost, solve(cost))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("sentinel", [1e30, 1e36, 8e37, 1e38, LARGEST])
+def test_forbidden_pairs_cost_no_precision(method, sentinel):
+    cost = np.array([[5, 1, sentinel], [1, 5, 2], [sentinel, 3, 4]], np.float32)
+    np.testing.assert_array_equal(assign(cost, method=method), [1, 0, 2])
+    rng = np.random.default_rng(0)
+    cost = rng.integers(0, 100, (7, 6, 6)).astype(np.float32)
+    best = [scipy_cost(matrix)[0] for matrix in cost]
+    row, column = np.stack([linear_sum_assignment(matrix) for matrix in cost], axis=1)
+    keep = np.zeros(cost.shape, bool)
+    keep[np.arange(7)[:, None], row, column] = True
+    cost[(rng.random(cost.shape) < 0.5) & ~keep] = sentinel
+    assert matched_cost(cost, assign(cost, method=method)).tolist() == best
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("power", [-149, -140, -30, 90, 120])
+def test_exact_on_multiples_of_a_power_of_two(method, power):
+    whole = np.random.default_rng(power % 7).integers(-100, 101, (7, 6, 6))
+    cost = np.ldexp(whole.astype(np.float64), power).astype(np.float32)
+    chosen = np.asarray(assign(cost, method=method))
+    for matrix, columns in zip(whole, chosen, strict=True):
+        assert matrix[np.arange(6), columns].sum() == scipy_cost(matrix)[0]
+
+
+def test_denormal_costs_in_sixteen_bits():
+    for dtype, unit in ((jnp.float16, 2.0**-24), (jnp.bfloat16, 2.0**-133)):
+        cost = jnp.asarray(np.array([[5, 1, 9], [1, 5, 2], [9, 3, 4]]) * unit, dtype)
+        np.testing.assert_array_equal(assign(cost), [1, 0, 2])
+        np.testing.assert_array_equal(jax.jit(assign)(cost), [1, 0, 2])
+
+
+def test_whole_numbers_are_exact_or_refused():
+    base = np.array([[5, 1, 9], [1, 5, 2], [9, 3, 4]])
+    for dtype in (np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, bool):
+        cost = base.astype(dtype) if dtype is not bool else base > 1
+        check(cost.astype(np.float64)[None], assign(cost)[None])
+    large = base + 2**24
+    for cost in (large, large.astype(np.uint32), jnp.asarray(large), -large):
+        with pytest.raises(ValueError, match=r"cost: expected whole numbers of at most 2\*\*24"):
+            assign(cost)
+        np.testing.assert_array_equal(assign(np.abs(cost), method="host"), [1, 0, 2])
+    np.testing.assert_array_equal(jax.jit(assign)(jnp.asarray(large)), INVALID)
+    # Where it takes no part, anything may stand.
+    mask = np.array([True, True, False])
+    cost = np.where(mask[:, None] & mask, base, 2**30)
+    np.testing.assert_array_equal(assign(cost, mask=mask), [1, 0, UNMATCHED])
+    with pytest.raises(ValueError, match=r"2\*\*53"):
+        assign(base + 2**53, method="host")
+    with jax.enable_x64():
+        np.testing.assert_array_equal(assign(large), [1, 0, 2])
+
+
+def test_float64_that_float32_cannot_hold_is_refused():
+    cost = np.array([[1e300, 1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"finite numbers in float32, got 1e\+300"):
+        assign(cost)
+    np.testing.assert_array_equal(assign(cost, method="host"), [1, 0])
+    with jax.enable_x64():
+        np.testing.assert_array_equal(assign(cost), [1, 0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0), (0, 0, 0), (3, 0, 2, 2)])
+def test_nothing_to_match(method, shape):
+    for solve in (
+        (assign,) if method == "host" else (assign, jax.jit(assign, static_argnames="method"))
+    ):
+        result = solve(jnp.zeros(shape), method=method)
+        chex.assert_shape(result, shape[:-1])
+        assert (result == UNMATCHED).all()
+    chex.assert_trees_all_equal(matched_cost(jnp.zeros(shape), result), jnp.zeros(shape[:-2]))
+
+
+@pytest.mark.parametrize("method", [*OURS, "host"])
+def test_masks_of_an_empty_batch(method):
+    mask = (np.ones((0, 4), bool), np.ones((0, 5), bool))
+    chex.assert_shape(assign(np.zeros((0, 4, 5)), mask=mask, method=method), (0, 4))
+    mask = (np.ones((2, 0), bool), np.ones((2, 5), bool))
+    chex.assert_shape(assign(np.zeros((2, 0, 5)), mask=mask, method=method), (2, 0))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_under_shard_map_with_its_default_checks(masked):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("sets",))
+    cost = random_cost(12, (3, 5, 4), "uniform")
+    mask = (np.ones((3, 5), bool), np.arange(4) < np.array([4, 2, 0])[:, None]) if masked else None
+    spec = jax.sharding.PartitionSpec("sets")
+    solve = jax.shard_map(
+        lambda cost, mask: assign(cost, mask=mask), mesh=mesh, in_specs=(spec, spec), out_specs=spec
+    )
+    np.testing.assert_array_equal(jax.jit(solve)(cost, mask), assign(cost, mask=mask))
 
 
 def test_wrong_arguments():
     cost = np.zeros((2, 3, 4))
-    with pytest.raises(ValueError, match="method must be"):
+    with pytest.raises(ValueError, match="method: expected one of"):
         assign(cost, method="hungarian")
-    with pytest.raises(ValueError, match=r"shape \[\*batch, n, m\]"):
+    with pytest.raises(ValueError, match=r"cost: expected shape \[\*batch, n, m\]"):
         assign(np.zeros(3))
-    with pytest.raises(ValueError, match="columns must have shape"):
+    with pytest.raises(ValueError, match="cost: expected real"):
+        assign(np.zeros((2, 2), complex))
+    with pytest.raises(ValueError, match="mask: expected shape"):
         assign(cost, mask=np.ones((2, 3), bool))
-    with pytest.raises(ValueError, match="must be boolean"):
+    with pytest.raises(ValueError, match="mask: expected booleans"):
         assign(cost, mask=(np.ones((2, 3)), np.ones((2, 4))))
-    with pytest.raises(ValueError, match="takes no mask"):
+    with pytest.raises(ValueError, match="mask: expected one array or a pair"):
+        assign(cost, mask=(np.ones((2, 3)),) * 3)
+    with pytest.raises(ValueError, match="mask: expected None with method='optax'"):
         assign(cost, mask=(np.ones((2, 3), bool), np.ones((2, 4), bool)), method="optax")
-    with pytest.raises(ValueError, match="method='host' needs concrete"):
+    with pytest.raises(ValueError, match="expected concrete arrays with method='host'"):
         jax.jit(lambda cost: assign(cost, method="host"))(cost)
+
+
+def test_examples():
+    assert doctest.testmod(assignment).failed == 0

@@ -1,7 +1,7 @@
 """Shortest augmenting paths as one GPU kernel: each program solves the assignment of one set.
 
-The solver of `matching.assignment` made of array operations costs a GPU a few kernel launches a
-turn of its loop, and all sets wait for the slowest. Here a program holds the state of its set
+The solver made of array operations (`matching.augmenting_paths`) costs a GPU a few kernel launches
+a turn of its loop, and all sets wait for the slowest. Here a program holds the state of its set
 (prices, distances, the row of every column: vectors of length m) in registers, fetches one row of
 costs a turn from memory, and ends when its own set is solved.
 
@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from msdspn_jax.matching.assignment import UNMATCHED
+from msdspn_jax.matching import augmenting_paths
+from msdspn_jax.matching.augmenting_paths import UNMATCHED
 
 
 def shortest_augmenting_paths(
@@ -34,10 +35,10 @@ def shortest_augmenting_paths(
     """Return the row of every column, or -1; no more rows than columns may take part.
 
     Args:
-      cost: finite.
-      row_mask: rows that take part. Default: all.
-      column_mask: columns that take part. Default: all.
-      interpret: run as ordinary array operations, on any backend; slow, for tests.
+        cost: finite, and so small that 8 max(n, m) times the largest is.
+        row_mask: rows that take part. Default: all.
+        column_mask: columns that take part. Default: all.
+        interpret: run as ordinary array operations, on any backend; slow, for tests.
     """
     batch, n, m = cost.shape
     # Where every column ends up matched, prices may start anywhere, and so at the column minima.
@@ -70,6 +71,22 @@ def shortest_augmenting_paths(
         jnp.pad(columns.astype(jnp.int32), extra),
     )
     return row_of[:, :m]
+
+
+def by_platform(
+    cost: Float[Array, "batch n m"],
+    row_mask: Bool[Array, "batch n"] | None = None,
+    column_mask: Bool[Array, "batch m"] | None = None,
+) -> Int[Array, "batch m"]:
+    """Use the kernel on a GPU, array operations elsewhere, decided when the program is lowered."""
+    return lax.platform_dependent(
+        cost,
+        row_mask,
+        column_mask,
+        cuda=shortest_augmenting_paths,
+        rocm=shortest_augmenting_paths,
+        default=augmenting_paths.shortest_augmenting_paths,
+    )
 
 
 class _Search(NamedTuple):
