@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,7 @@ Solve = Callable[[Params, Any, Sets], Any]
 """``(params, context, initial_sets) -> end``, which has the attributes of `End`."""
 
 
+@runtime_checkable
 class Minimisation(Protocol):
     """What an adjoint wraps; `msdspn_jax.Descent` is one."""
 
@@ -131,6 +132,7 @@ class Minimisation(Protocol):
         ...
 
 
+@runtime_checkable
 class Adjoint(Protocol):
     """How a minimum is differentiated. Anything with this one method is an adjoint.
 

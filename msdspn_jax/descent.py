@@ -366,7 +366,9 @@ def _closed_over(energy, params, context, sets) -> tuple[Energy, Any]:
 
     A custom derivative sees the arguments of a function only (`jax.closure_convert`).
     """
-    converted, hidden = jax.closure_convert(energy, params, sets, context)
+    # What cannot be hashed (a module that holds arrays) is wrapped in what can.
+    function = energy if _hashable(energy) else functools.partial(energy)
+    converted, hidden = jax.closure_convert(function, params, sets, context)
     if not hidden:
         return energy, params
 

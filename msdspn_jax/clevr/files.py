@@ -14,7 +14,7 @@ import io
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -36,6 +36,7 @@ class Record(TypedDict):
     file_name: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """A sequence of records that knows its own identity."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ UNMATCHED = -1
 """The assignment of a row that takes no part, or for which there are not enough columns."""
 
 
+@runtime_checkable
 class Paths(Protocol):
     """A solver where no more rows than columns take part: the row of every column, or -1."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ Metrics = dict[str, Float[Array, ""]]
 Batch = PyTree
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """Loss of one device's share of the batch; see `Task.loss`."""
 
