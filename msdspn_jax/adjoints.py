@@ -381,6 +381,10 @@ def exact(*, method: str = "auto") -> Exact:
 
     A singular system (an energy with flat directions, for instance two elements that the encoder
     cannot tell apart and no proximity term) has no implicit derivative; the result is not finite.
+
+    Example:
+        >>> str(exact(method="dense"))
+        'exact:dense'
     """
     return Exact(method)
 
@@ -395,6 +399,10 @@ def unrolled(*, rematerialise: bool = False) -> Unrolled:
     Args:
         rematerialise: keep only the iterates and compute the inside of every step again in the
             backward pass: far less memory a step for about a third more time.
+
+    Example:
+        >>> str(unrolled(rematerialise=True))
+        'unrolled:remat'
     """
     return Unrolled(rematerialise)
 

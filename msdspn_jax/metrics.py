@@ -26,6 +26,11 @@ def numbering_accuracy(
         prediction: points or logits; the largest entry of an element is its number.
         target: one-hot numbers.
         assignment: from `losses.numbering_assignment`, by the cost that the model is trained with.
+
+    Example:
+        >>> numbers = jnp.eye(2)[None]
+        >>> numbering_accuracy(numbers, numbers, jnp.array([[0, 1]])).macro.tolist()
+        [1.0]
     """
     expected = jnp.take_along_axis(jnp.argmax(target, -1), assignment, axis=1)
     right = jnp.argmax(prediction, -1) == expected

@@ -43,6 +43,10 @@ def fspool(
 
     Raises:
         ValueError: shapes that do not fit, an empty axis, an unknown method.
+
+    Example:
+        >>> fspool(jnp.array([[3.0], [1.0]]), jnp.array([[10.0], [1.0]])).tolist()
+        [13.0]
     """
     _check_features(features, mask)
     if jnp.ndim(weight) < 2 or weight.shape[-2:] != features.shape[-2:]:
@@ -74,6 +78,11 @@ def continuous_weight(
 
     Returns:
         A weight table for every set, to be passed to `fspool` together with the same mask.
+
+    Example:
+        >>> mask = jnp.array([True, True, True, False])
+        >>> continuous_weight(jnp.array([[0.0], [1.0]]), mask).ravel()[:3].tolist()
+        [0.0, 0.5, 1.0]
     """
     _check.require_rank("knots", knots, 2, "k c")
     _check.require_nonempty("knots", knots, "k c")
@@ -88,7 +97,12 @@ def continuous_weight(
 def sum_pool(
     features: Float[Array, "*batch n c"], *, mask: Bool[Array, "*batch n"] | None = None
 ) -> Float[Array, "*batch c"]:
-    """Sum over the (present) elements of the set. Its gradient cannot tell elements apart."""
+    """Sum over the (present) elements of the set. Its gradient cannot tell elements apart.
+
+    Example:
+        >>> sum_pool(jnp.ones((3, 2)), mask=jnp.array([True, True, False])).tolist()
+        [2.0, 2.0]
+    """
     _check_features(features, mask)
     if mask is not None:
         features = jnp.where(mask[..., None], features, 0)
@@ -98,7 +112,12 @@ def sum_pool(
 def mean_pool(
     features: Float[Array, "*batch n c"], *, mask: Bool[Array, "*batch n"] | None = None
 ) -> Float[Array, "*batch c"]:
-    """Mean over the (present) elements of the set; zero for a set with none."""
+    """Mean over the (present) elements of the set; zero for a set with none.
+
+    Example:
+        >>> mean_pool(jnp.ones((3, 2)), mask=jnp.array([True, True, False])).tolist()
+        [1.0, 1.0]
+    """
     total = sum_pool(features, mask=mask)
     if mask is None:
         return total / features.shape[-2]

@@ -66,6 +66,12 @@ def average_precision(
     Raises:
         ValueError: wrong shapes, a value that is not finite, a threshold that is not positive, an
             unknown protocol, or no real object at all.
+
+    Example:
+        >>> truth = np.zeros((1, 1, 19))
+        >>> truth[0, 0, [3, 5, 13, 16, 18]] = 1  # rubber, cyan, sphere, large; it is there
+        >>> average_precision(truth + 0.01, truth, thresholds=[0.125, 0.01]).tolist()
+        [1.0, 0.0]
     """
     _check.require_choice("protocol", protocol, ("per_image", "dataset"))
     if protocol == "per_image":

@@ -24,7 +24,17 @@ INITIAL_SCALE = 0.1
 def random_initial_sets(
     keys: Key[Array, " batch"], set_size: int, set_dim: int
 ) -> Float[Array, "batch n d"]:
-    """0.1 · N(0, 1) for every set from a key of its own, so that batches can be split anywhere."""
+    """0.1 · N(0, 1) for every set from a key of its own, so that batches can be split anywhere.
+
+    Args:
+        keys: one for every set.
+        set_size: n.
+        set_dim: d.
+
+    Example:
+        >>> random_initial_sets(jax.random.split(jax.random.key(0), 3), 4, 2).shape
+        (3, 4, 2)
+    """
 
     def draw(key):
         return INITIAL_SCALE * jax.random.normal(key, (set_size, set_dim))
@@ -203,7 +213,7 @@ def set_autoencoder(
         **decoder_options: further attributes of `SetDecoder`.
 
     Example:
-        >>> model = set_autoencoder(set_size=4, set_dim=2, inner=Inner(adjoint=unrolled()))
+        >>> model = set_autoencoder(set_size=4, set_dim=2, inner=Inner(adjoint="unrolled"))
         >>> sets = jnp.ones((1, 4, 2))
         >>> model.apply(model.init(jax.random.key(0), sets), sets).sets.shape
         (1, 4, 2)
