@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from msdspn_jax._progress import progress_bar
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
 
@@ -40,7 +40,7 @@ class PrepareClevr:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
         for split in self.splits:
             folder = cache_folder(self.out, split, self.size)
-            with progress_bar(f"clevr {split}") as on_progress:
+            with ProgressBar(f"clevr {split}") as on_progress:
                 source = open_source(self.source, split)
                 prepare_cache(
                     source, folder, size=self.size, threads=self.threads, on_progress=on_progress
