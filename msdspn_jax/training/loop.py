@@ -72,7 +72,9 @@ def train(task: Task, config: TrainConfig, *, saved: TrainConfig | None = None) 
 class _Trainer:
     """What `train` needs in several places, held together for one call."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, saved: TrainConfig | None):
+    def __init__(
+        self, task: Task, config: TrainConfig, folder: Path, saved: TrainConfig | None = None
+    ):
         self.task, self.config, self.folder = task, config, folder
         self.leader = jax.process_index() == 0
         self.runner = StepRunner(task, config)
