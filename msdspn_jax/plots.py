@@ -103,7 +103,7 @@ def _matched(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
     """Digits as points, one row of sets for each name: ``{"target": …, "iDSPN": …}``.
 
-    An element's place is its (x, y) as in `data.digits`, its size and colour its intensity; the
+    An element's place is its (x, y) as in the digits task, its size and colour its intensity; the
     less present, the fainter.
     """
     count = max(len(sets) for sets in rows.values())

@@ -37,7 +37,7 @@ class PrepareClevr:
 
         for name in ("size", "threads"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
         for split in self.splits:
             folder = cache_folder(self.out, split, self.size)
             with ProgressBar(f"clevr {split}") as on_progress:

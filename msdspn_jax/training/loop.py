@@ -408,7 +408,7 @@ def _signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _explained(trainer: _Trainer) -> Iterator[None]:
-    """Turn failures of the world outside into errors that say what to do."""
+    """Turn failures from outside the program into errors that say what to do."""
     try:
         yield
     except UserError:

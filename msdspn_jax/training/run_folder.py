@@ -78,7 +78,8 @@ def parse_config(config_type: type[TrainConfig], values: dict[str, Any]) -> Trai
         ValueError, TypeError: a field that the type does not have, or a value that is not valid.
     """
     # JSON has no tuples.
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return config_type(**fields)
 
 
 def config_difference(saved: TrainConfig, asked: TrainConfig) -> list[str]:
