@@ -114,10 +114,10 @@ def _saved(config: Any) -> Any:
 def train(name: str, config: Any) -> int:
     """Train with a finished configuration; returns the exit code."""
     from msdspn_jax._cache import enable_compilation_cache
-    from msdspn_jax.training.parallel import start_distributed
+    from msdspn_jax.training.parallel import distributed_arguments, start_distributed
     from msdspn_jax.training.supervise import supervise
 
-    if config.distributed or config.coordinator is not None:
+    if distributed_arguments(config) is not None:
         code = supervise("msdspn train")
         if code is not None:
             return code

@@ -297,29 +297,37 @@ def _rows(x: Any, *, done: int, replicates: int) -> np.ndarray:
 # --- several machines ---
 
 
+def distributed_arguments(config: TrainConfig) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is to be told; None if there are no other processes.
+
+    Raises:
+        UserError: flags that do not go together.
+    """
+    if config.coordinator is None:
+        if config.num_processes is not None or config.process_id is not None:
+            raise UserError("--num-processes and --process-id need --coordinator host:port")
+        return {} if config.distributed else None
+    if config.num_processes is None or config.process_id is None:
+        raise UserError("--coordinator needs --num-processes and --process-id as well")
+    if not 0 <= config.process_id < config.num_processes:
+        raise UserError(
+            f"--process-id: expected 0 to {config.num_processes - 1}, got {config.process_id}"
+        )
+    return {
+        "coordinator_address": config.coordinator,
+        "num_processes": config.num_processes,
+        "process_id": config.process_id,
+    }
+
+
 def start_distributed(config: TrainConfig) -> None:
     """Join the other processes, if the configuration says that there are any.
 
     Must come before anything else touches JAX's devices.
     """
-    if config.coordinator is None:
-        if config.num_processes is not None or config.process_id is not None:
-            raise UserError("--num-processes and --process-id need --coordinator host:port")
-        if not config.distributed:
-            return
-        arguments: dict[str, Any] = {}
-    else:
-        if config.num_processes is None or config.process_id is None:
-            raise UserError("--coordinator needs --num-processes and --process-id as well")
-        if not 0 <= config.process_id < config.num_processes:
-            raise UserError(
-                f"--process-id: expected 0 to {config.num_processes - 1}, got {config.process_id}"
-            )
-        arguments = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.num_processes,
-            "process_id": config.process_id,
-        }
+    arguments = distributed_arguments(config)
+    if arguments is None:
+        return
     try:
         jax.distributed.initialize(
             **arguments,
