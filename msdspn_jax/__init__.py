@@ -15,30 +15,49 @@ from importlib import metadata as _metadata
 
 from msdspn_jax.acceleration import anderson
 from msdspn_jax.adjoints import (
+    Adjoint,
     FixedPoint,
     Implicit,
+    Linearised,
     Unrolled,
     conjugate_gradient,
     exact,
     identity,
     neumann,
-    parse_gradient,
+    parse_adjoint,
     unrolled,
 )
-from msdspn_jax.descent import DEFAULT_OPTIMIZER, Minimum, Trajectory, minimise
+from msdspn_jax.clevr.metrics import average_precision
+from msdspn_jax.clevr.objects import ObjectLayout
+from msdspn_jax.descent import (
+    DEFAULT_OPTIMIZER,
+    Descent,
+    Minimum,
+    Status,
+    Trajectory,
+    minimise,
+    nesterov,
+)
 from msdspn_jax.energy import Context, Energy, latent_energy
-from msdspn_jax.equivariance import EquivarianceReport, check_equivariance, push_apart
+from msdspn_jax.equivariance import (
+    EquivarianceReport,
+    check_equivariance,
+    example_sets,
+    push_apart,
+)
 from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
-from msdspn_jax.matching.assignment import assign, matched_cost
-from msdspn_jax.metrics import average_precision, numbering_accuracy
+from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
+from msdspn_jax.metrics import numbering_accuracy
+from msdspn_jax.models.inner import Inner, published_inner
 from msdspn_jax.models.set_predictor import (
     SetDecoder,
     SetPredictor,
     random_initial_sets,
     set_autoencoder,
 )
-from msdspn_jax.pooling import continuous_weight, fspool, mean_pool, stable_ranks, sum_pool
+from msdspn_jax.pooling import continuous_weight, fspool, mean_pool, sum_pool
 from msdspn_jax.projections import simplex
+from msdspn_jax.ranks import stable_ranks
 from msdspn_jax.set_encoder import SetEncoder
 from msdspn_jax.step_size import StepSize, suggest_step_size
 
@@ -49,15 +68,23 @@ except _metadata.PackageNotFoundError:  # A checkout on the path that was never 
 
 __all__ = [
     "DEFAULT_OPTIMIZER",
+    "INVALID",
+    "UNMATCHED",
+    "Adjoint",
     "Context",
+    "Descent",
     "Energy",
     "EquivarianceReport",
     "FixedPoint",
     "Implicit",
+    "Inner",
+    "Linearised",
     "Minimum",
+    "ObjectLayout",
     "SetDecoder",
     "SetEncoder",
     "SetPredictor",
+    "Status",
     "StepSize",
     "Trajectory",
     "Unrolled",
@@ -69,6 +96,7 @@ __all__ = [
     "conjugate_gradient",
     "continuous_weight",
     "exact",
+    "example_sets",
     "fspool",
     "hungarian_loss",
     "identity",
@@ -76,11 +104,13 @@ __all__ = [
     "matched_cost",
     "mean_pool",
     "minimise",
+    "nesterov",
     "neumann",
     "numbering_accuracy",
     "numbering_loss",
     "pairwise_smooth_l1",
-    "parse_gradient",
+    "parse_adjoint",
+    "published_inner",
     "push_apart",
     "random_initial_sets",
     "set_autoencoder",

@@ -63,6 +63,18 @@ def require_finite(name: str, tree: Any) -> None:
                 )
 
 
+def require_arrays(name: str, tree: Any) -> None:
+    """Refuse leaves that are no arrays or numbers, such as functions: JAX would trace them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, bool | int | float | complex) and not hasattr(leaf, "dtype"):
+            where = name + jax.tree_util.keystr(path)
+            raise TypeError(
+                f"{where}: expected an array, got {type(leaf).__name__}; split what is not an "
+                "array off first (equinox.partition(model, equinox.is_array), nnx.split) and let "
+                "the energy put it back"
+            )
+
+
 def require_positive(name: str, value: float) -> None:
     """Refuse zero, negative numbers and NaN."""
     if not value > 0:

@@ -1,43 +1,48 @@
-"""How a minimum is differentiated.
+"""How a minimum is differentiated: adjoints, each a value that wraps the descent.
 
 A minimum of E over sets is a fixed point of one plain step of (projected) gradient descent,
 
     Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ)).
 
-With H = ∂²E/∂Y² and P = ∂proj, both symmetric, ∂T/∂Y = P (I − H) and ∂T/∂θ = −P ∂²E/∂Y∂θ, so the
-implicit function theorem gives the vector-Jacobian product of an output cotangent v as
+With H = ∂²E/∂Y² and P = ∂proj, both symmetric, ∂T/∂Y = P (I − H) and ∂T/∂θ = −P ∂²E/∂Y∂θ, and the
+implicit function theorem gives the derivative of the minimum (paper, section 3.2, equation 5):
 
-    u = (I − ∂T/∂Y)⁻ᵀ v,        θ̄ = (∂T/∂θ)ᵀ u = −∂/∂θ ⟨∇_Y E(Y; z, θ), P u⟩,
+    Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇      and, transposed,      θ̄ = (∂T/∂θ)ᵀ (I − ∂T/∂Y)⁻ᵀ v,
 
-and likewise for z and whatever else the energy depends on. The ways to differentiate offered here
-differ in how they approximate u, and so in cost (P = 1 for the unconstrained problem):
+and likewise for z and whatever else the energy depends on. The adjoints differ in what they put in
+place of the inverse, and so in cost (P = 1 for the unconstrained problem):
 
     ==========================  =======================  ==================  =====================
-    value                       u                        products with H     memory
+    value                       (I − ∂T/∂Y)⁻¹ b          products with H     memory
     ==========================  =======================  ==================  =====================
-    identity()                  v                        0                   one step
-    neumann(k)                  Σ_{i≤k} (∂T/∂Y)ᵀⁱ v      k                   one step
-    conjugate_gradient(k, δ)    (H + δI)⁻¹ v, k steps    k                   one step
+    identity()                  b                        0                   one step
+    neumann(k)                  Σ_{i≤k} (∂T/∂Y)ⁱ b       k                   one step
+    conjugate_gradient(k, δ)    (H + δI)⁻¹ b, k steps    k                   one step
     exact()                     solved densely           n · d               (n · d)² per set
-    unrolled()                  none: backpropagation    2 passes per step   grows with the steps
+    unrolled()                  none: the steps          2 passes per step   grows with the steps
     ==========================  =======================  ==================  =====================
 
-`identity` is the paper's rule (section 3.2 and equation 6): H is replaced by the identity, which is
-the same as truncating the Neumann series of (I − ∂T/∂Y)⁻ᵀ after its first term.
+`identity` is the paper's rule (equation 6): H is replaced by the identity, which is the same as
+truncating the Neumann series after its first term.
+
+The rule is written once, as the linear map θ̇ ↦ Ẏ of forward mode; JAX transposes it for reverse
+mode. It calls the minimum that it differentiates, so derivatives of derivatives are right as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from msdspn_jax import _check
+from msdspn_jax._varying import vary_like
 from msdspn_jax.energy import Energy, Params
 
 Sets = Float[Array, "batch n d"]
@@ -79,47 +84,280 @@ class FixedPoint(NamedTuple):
         return points if self.projection is None else self.projection(points)
 
 
-class Linearisation(NamedTuple):
-    """Products with the two symmetric operators of the implicit system at a point Y."""
+State = TypeVar("State")
+Solve = Callable[[Params, Any, Sets], State]
+"""``(params, context, initial_sets) -> state``, the state after the last step."""
+
+
+class Minimisation(Protocol):
+    """What an adjoint wraps; `msdspn_jax.Descent` is one."""
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """The equation that the minimum solves."""
+        ...
+
+    def init(self, params: Params, context: Any, initial_sets: Sets) -> Any:
+        """The state before the first step; has ``sets``, ``evaluated`` and more."""
+        ...
+
+    def run(self, params: Params, context: Any, state: Any) -> Any:
+        """All steps, as fast as can be; no reverse derivative."""
+        ...
+
+    def run_differentiably(
+        self, params: Params, context: Any, state: Any, *, rematerialise: bool = False
+    ) -> Any:
+        """All steps, as a scan."""
+        ...
+
+
+class Adjoint(Protocol):
+    """How a minimum is differentiated. Anything with this one method is an adjoint.
+
+    Make it a frozen dataclass, so that equal ones are equal: compiled programs are found again by
+    value.
+    """
+
+    def wrap(self, descent: Minimisation) -> Solve:
+        """The descent as a function ``(params, context, initial_sets) -> state``.
+
+        Only the derivative of ``state.sets`` is taken.
+        """
+        ...
+
+
+class Linearised(NamedTuple):
+    """∂T/∂Y at a point, as products with its two symmetric factors: ∂T/∂Y = P (I − H)."""
 
     hessian: Callable[[Sets], Sets]
-    """v ↦ H v."""
+    """w ↦ H w."""
     project: Callable[[Sets], Sets]
-    """v ↦ P v, the derivative of the projection at Y − ∇_Y E."""
+    """w ↦ P w, the derivative of the projection at Y − ∇_Y E."""
 
-
-Solve = Callable[[Linearisation, Sets], Sets]
-"""(linearisation, v) ↦ u ≈ (I − ∂T/∂Y)⁻ᵀ v."""
-
-Vjp = Callable[[FixedPoint, Params, Any, Sets, Sets], tuple[Params, Any]]
+    def residual(self, w: Sets) -> Sets:
+        """W ↦ (I − ∂T/∂Y) w."""
+        return w - self.project(w - self.hessian(w))
 
 
 @dataclass(frozen=True)
 class Implicit:
-    """Differentiate at the minimum: ``vjp(fixed_point, params, context, sets, v) -> (θ̄, context̄)``.
+    """Base of the adjoints that differentiate *at* the minimum.
 
-    Build one with `identity`, `neumann`, `conjugate_gradient` or `exact`; or wrap your own rule.
+    A subclass says how (I − ∂T/∂Y) u = b is solved; this class does the rest. The derivative is
+    taken at the point where the last gradient was evaluated, the iterate before the last step, as
+    in the authors' code; momentum, clipping and the step size have no part in it, and the initial
+    sets get a derivative of zero: a minimum does not depend on where the descent began.
     """
 
-    name: str
-    vjp: Vjp
+    def solve(self, linearised: Linearised, b: Sets) -> Sets:
+        """U ≈ (I − ∂T/∂Y)⁻¹ b, linear in b."""
+        raise NotImplementedError
+
+    def wrap(self, descent: Minimisation) -> Solve:
+        """See `Adjoint.wrap`."""
+        fixed_point = descent.fixed_point
+
+        @jax.custom_jvp
+        def minimum(params, context, initial_sets):
+            start = fixed_point.project(initial_sets)
+            return descent.run(params, context, descent.init(params, context, start))
+
+        @minimum.defjvp
+        def rule(primals, tangents):
+            params, context, initial_sets = primals
+            state = minimum(params, context, initial_sets)
+            sets = state.evaluated
+            # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b (equation 5).
+            _, b = jax.jvp(
+                lambda params, context: fixed_point.step(params, context, sets),
+                (params, context),
+                tangents[:2],
+            )
+            tangent = self.solve(_linearise(fixed_point, params, context, sets), b)
+            return state, _no_tangents(state)._replace(sets=tangent, evaluated=tangent)
+
+        return minimum
+
+
+@dataclass(frozen=True)
+class Identity(Implicit):
+    """See `identity`."""
+
+    def solve(self, linearised: Linearised, b: Sets) -> Sets:
+        """Equation 6: u = b."""
+        return b
+
+    def __str__(self) -> str:
+        """The spelling that `parse_adjoint` reads."""
+        return "identity"
+
+
+@dataclass(frozen=True)
+class Neumann(Implicit):
+    """See `neumann`."""
+
+    num_terms: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_terms, int) or self.num_terms < 0:
+            raise ValueError(f"num_terms: expected an integer >= 0, got {self.num_terms!r}")
+
+    def solve(self, linearised: Linearised, b: Sets) -> Sets:
+        """U = Σ_{i≤k} (∂T/∂Y)ⁱ b, by Horner's rule: u ← b + (∂T/∂Y) u."""
+
+        def series(residual, b):
+            return lax.fori_loop(0, self.num_terms, lambda _, u: b + (u - residual(u)), b)
+
+        return _solve(linearised.residual, b, series)
+
+    def __str__(self) -> str:
+        """The spelling that `parse_adjoint` reads."""
+        return f"neumann:{self.num_terms}"
+
+
+@dataclass(frozen=True)
+class ConjugateGradient(Implicit):
+    """See `conjugate_gradient`."""
+
+    max_steps: int = 10
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise ValueError(f"max_steps: expected an integer >= 1, got {self.max_steps!r}")
+        if not self.damping >= 0:
+            raise ValueError(f"damping: expected a number >= 0, got {self.damping!r}")
+
+    def solve(self, linearised: Linearised, b: Sets) -> Sets:
+        """(P H P + δ I) u = P b: what is left of the system on the range of P."""
+        hessian, project = linearised
+
+        def operator(u):
+            return project(hessian(project(u))) + self.damping * u
+
+        def descend(operator, b):
+            return _conjugate_gradients(operator, project(b), self.max_steps)
+
+        return _solve(operator, b, descend, symmetric=True)
+
+    def __str__(self) -> str:
+        """The spelling that `parse_adjoint` reads."""
+        damping = f":{self.damping:g}" if self.damping else ""
+        return f"conjugate_gradient:{self.max_steps}{damping}"
+
+
+@dataclass(frozen=True)
+class Exact(Implicit):
+    """See `exact`."""
+
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check.require_choice("method", self.method, ("auto", "dense", "cg"))
+
+    def solve(self, linearised: Linearised, b: Sets) -> Sets:
+        """(I − ∂T/∂Y) u = b, solved."""
+        small = b.shape[1] * b.shape[2] <= 1024
+        dense = self.method == "dense" or (self.method == "auto" and small)
+        return _solve(linearised.residual, b, _dense_solve if dense else _normal_cg)
+
+    def __str__(self) -> str:
+        """The spelling that `parse_adjoint` reads."""
+        return "exact" if self.method == "auto" else f"exact:{self.method}"
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Differentiate through the iterations. Build with `unrolled`."""
+    """See `unrolled`."""
 
     rematerialise: bool = False
-    name: str = "unrolled"
+
+    def wrap(self, descent: Minimisation) -> Solve:
+        """See `Adjoint.wrap`."""
+
+        def minimum(params, context, initial_sets):
+            state = descent.init(params, context, initial_sets)
+            return descent.run_differentiably(
+                params, context, state, rematerialise=self.rematerialise
+            )
+
+        return minimum
+
+    def __str__(self) -> str:
+        """The spelling that `parse_adjoint` reads."""
+        return "unrolled:remat" if self.rematerialise else "unrolled"
 
 
-Gradient = Implicit | Unrolled
+def identity() -> Identity:
+    """The paper's rule: H is taken for the identity (section 3.2, equation 6).
+
+    One mixed second derivative, no products with H, constant memory. The direction is biased where
+    the curvature of the energy is uneven. What it is good for: training, by default.
+
+    Its derivative is taken by the same rule again: a second derivative is that of
+    ∂T/∂θ at the minimum, with the minimum moving as the rule says.
+
+    Example:
+        >>> identity() == identity()
+        True
+    """
+    return Identity()
+
+
+def neumann(num_terms: int) -> Neumann:
+    """(I − ∂T/∂Y)⁻¹ ≈ Σ_{i=0}^{num_terms} (∂T/∂Y)ⁱ; no further term than the first is `identity`.
+
+    Converges to the exact inverse where the step T contracts, that is where all eigenvalues of H
+    lie in (0, 2); diverges elsewhere. One product with H for every further term.
+
+    Args:
+        num_terms: number of terms after the first, an integer ≥ 0.
+
+    Example:
+        >>> str(neumann(3))
+        'neumann:3'
+    """
+    return Neumann(num_terms)
+
+
+def conjugate_gradient(max_steps: int = 10, *, damping: float = 0.0) -> ConjugateGradient:
+    """(I − ∂T/∂Y)⁻¹ ≈ (H + damping · I)⁻¹, on the tangent space of the projection.
+
+    Every set of the batch has its own system and its own step lengths. One product with H a step.
+    At a minimum H is positive semidefinite; before convergence it need not be, so a set stops where
+    a direction of non-positive curvature is met, keeping what it has (the paper's rule at the first
+    step), and `damping` makes that rarer.
+
+    Args:
+        max_steps: upper bound on the steps, ≥ 1; n · d of them solve the system exactly.
+        damping: δ ≥ 0 added to the diagonal of H.
+
+    Example:
+        >>> str(conjugate_gradient(5, damping=0.01))
+        'conjugate_gradient:5:0.01'
+    """
+    return ConjugateGradient(max_steps, damping)
+
+
+def exact(*, method: str = "auto") -> Exact:
+    """The implicit function theorem without approximation: the oracle, not for training.
+
+    Args:
+        method: "dense" builds I − ∂T/∂Y, n · d products with H and (n · d)² numbers a set, and
+            factorises it; "cg" solves its normal equations to a tight tolerance with little memory
+            (by jaxopt); "auto" is dense up to n · d = 1024. 16-bit sets are solved in float32.
+
+    A singular system (an energy with flat directions, for instance two elements that the encoder
+    cannot tell apart and no proximity term) has no implicit derivative; the result is not finite.
+    """
+    return Exact(method)
 
 
 def unrolled(*, rematerialise: bool = False) -> Unrolled:
-    """Backpropagate through every inner step, as DSPN does (arXiv 1906.06565).
+    """Differentiate through every inner step, as DSPN does (arXiv 1906.06565).
 
-    The exact gradient of the iteration as it was run, the pull on the starting point included.
+    The exact derivative of the iteration as it was run, the pull on the starting point included.
     Memory grows linearly with the steps. Following the authors' DSPN, the initial set is not
     projected before the first step.
 
@@ -130,190 +368,130 @@ def unrolled(*, rematerialise: bool = False) -> Unrolled:
     return Unrolled(rematerialise)
 
 
-def identity() -> Implicit:
-    """The paper's rule: u = v, as if H were the identity (section 3.2).
+# --- the linear algebra ---
 
-    One mixed second derivative, no products with H, constant memory. The direction is biased where
-    the curvature of the energy is uneven. What it is good for: training, by default.
+
+def _linearise(fixed_point: FixedPoint, params, context, sets) -> Linearised:
+    gradient, hessian = jax.linearize(
+        lambda sets: fixed_point.gradient(params, context, sets), sets
+    )
+    _, project = jax.linearize(fixed_point.project, sets - gradient)
+    return Linearised(hessian, project)
+
+
+def _solve(operator, b: Sets, solve, *, symmetric: bool = False) -> Sets:
+    """``solve(operator, b)``, differentiated as the solution of a linear system, not as its steps.
+
+    Transposed, the same ``solve`` is applied to the transpose of the operator.
     """
-    return _from_solve("identity", lambda linearisation, v: v)
+    b = vary_like(b, operator(b))
+    return lax.custom_linear_solve(operator, b, solve, transpose_solve=solve, symmetric=symmetric)
 
 
-def neumann(num_terms: int) -> Implicit:
-    """u = Σ_{i=0}^{num_terms} (∂T/∂Y)ᵀⁱ v; no further term than the first is `identity`.
+def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
+    """Conjugate gradients on every set of the batch by itself, from zero."""
+    tiny = jnp.finfo(b.dtype).eps ** 2
+    squared = _dot(b, b)
+    enough = tiny * squared
 
-    Converges to the exact u where the step T contracts, that is where all eigenvalues of H lie in
-    (0, 2); diverges elsewhere. One product with H for every further term.
+    def step(_, carry):
+        u, residual, direction, squared, active = carry
+        image = operator(direction)
+        curvature = _dot(direction, image)
+        active = active & (curvature > 0) & (squared > enough)
+        length = jnp.where(active, squared / jnp.where(active, curvature, 1), 0)
+        u = u + length * direction
+        residual = residual - length * image
+        new_squared = _dot(residual, residual)
+        ratio = jnp.where(active, new_squared / jnp.where(active, squared, 1), 0)
+        return u, residual, residual + ratio * direction, new_squared, active
 
-    Args:
-        num_terms: number of terms after the first.
-    """
-    if num_terms < 0:
-        raise ValueError(f"num_terms: expected an integer >= 0, got {num_terms!r}")
-
-    def solve(linearisation, v):
-        def horner(_, u):
-            p = linearisation.project(u)
-            return v + p - linearisation.hessian(p)
-
-        return lax.fori_loop(0, num_terms, horner, v)
-
-    return _from_solve(f"neumann({num_terms})", solve)
-
-
-def conjugate_gradient(max_steps: int = 10, *, damping: float = 0.0) -> Implicit:
-    """u = (H + damping · I)⁻¹ v, on the tangent space of the projection, by conjugate gradients.
-
-    Every set of the batch has its own system and its own step lengths. One product with H a step.
-    At a minimum H is positive semidefinite; before convergence it need not be, so a set stops where
-    a direction of non-positive curvature is met, keeping what it has (v itself at the first step),
-    and `damping` makes that rarer.
-
-    Args:
-        max_steps: upper bound on the steps; n · d of them solve the system exactly.
-        damping: δ ≥ 0 added to the diagonal of H.
-    """
-    if max_steps < 1:
-        raise ValueError(f"max_steps: expected an integer >= 1, got {max_steps!r}")
-    if not damping >= 0:
-        raise ValueError(f"damping: expected a number >= 0, got {damping!r}")
-
-    def solve(linearisation, v):
-        # Restricted to the range of P the system reads (P H P + δ P) p = P v, which is symmetric;
-        # P p = p, so p may be handed on in place of u.
-        def matvec(p):
-            return linearisation.project(linearisation.hessian(p)) + damping * p
-
-        rhs = linearisation.project(v)
-        tiny = jnp.finfo(v.dtype).eps ** 2
-
-        def step(_, carry):
-            p, residual, direction, squared, active = carry
-            image = matvec(direction)
-            curvature = _dot(direction, image)
-            active = active & (curvature > 0) & (squared > tiny * _dot(rhs, rhs))
-            length = jnp.where(active, squared / jnp.where(active, curvature, 1), 0)
-            p = p + length * direction
-            residual = residual - length * image
-            new_squared = _dot(residual, residual)
-            ratio = jnp.where(active, new_squared / jnp.where(active, squared, 1), 0)
-            return p, residual, residual + ratio * direction, new_squared, active
-
-        squared = _dot(rhs, rhs)
-        start = (jnp.zeros_like(rhs), rhs, rhs, squared, squared > 0)
-        # Without one positive curvature there is nothing to go by but the paper's rule.
-        p = lax.fori_loop(0, max_steps, step, start)[0]
-        return jnp.where(_dot(p, p) > 0, p, rhs)
-
-    return _from_solve(f"conjugate_gradient({max_steps}, damping={damping:g})", solve)
+    start = (jnp.zeros_like(b), b, b, squared, squared > 0)
+    u = lax.fori_loop(0, max_steps, step, vary_like(start, b))[0]
+    # Without one positive curvature there is nothing to go by but the paper's rule.
+    return jnp.where(_dot(u, u) > 0, u, b)
 
 
-def exact(*, method: str = "auto") -> Implicit:
-    """The implicit function theorem without approximation: the oracle, not for training.
-
-    Args:
-        method: "dense" builds I − ∂T/∂Y, n · d products with H and (n · d)² numbers a set, and
-            factorises it; "cg" solves its normal equations to a tight tolerance with little memory;
-            "auto" is dense up to n · d = 1024. Both go through `jaxopt.implicit_diff.root_vjp`.
-
-    A singular system (an energy with flat directions, for instance two elements that the encoder
-    cannot tell apart and no proximity term) has no implicit derivative; the result is not finite.
-    """
-    _check.require_choice("method", method, ("auto", "dense", "cg"))
-
-    def vjp(fixed_point, params, context, sets, cotangent):
-        from jaxopt import implicit_diff, linear_solve
-
-        def dense(matvec, b):
-            batch, n, d = b.shape
-            basis = jnp.eye(n * d, dtype=b.dtype).reshape(n * d, 1, n, d)
-            columns = lax.map(lambda e: matvec(jnp.broadcast_to(e, b.shape)), basis)
-            matrix = jnp.moveaxis(columns.reshape(n * d, batch, n * d), 0, -1)
-            return jnp.linalg.solve(matrix, b.reshape(batch, n * d, 1)).reshape(b.shape)
-
-        def normal_cg(matvec, b):
-            eps = float(jnp.finfo(b.dtype).eps)
-            return linear_solve.solve_normal_cg(matvec, b, tol=100 * eps, maxiter=20 * b[0].size)
-
-        small = sets.shape[1] * sets.shape[2] <= 1024
-        solve = dense if method == "dense" or (method == "auto" and small) else normal_cg
-        return implicit_diff.root_vjp(
-            lambda sets, params, context: sets - fixed_point.step(params, context, sets),
-            sets,
-            (params, context),
-            cotangent,
-            solve=solve,
-        )
-
-    return Implicit("exact", vjp)
+def _dense_solve(operator, b: Sets) -> Sets:
+    batch, n, d = b.shape
+    basis = jnp.eye(n * d, dtype=b.dtype).reshape(n * d, 1, n, d)
+    columns = lax.map(lambda e: operator(vary_like(jnp.broadcast_to(e, b.shape), b)), basis)
+    matrix = jnp.moveaxis(columns.reshape(n * d, batch, n * d), 0, -1)
+    # LAPACK has no 16-bit types.
+    wide = jnp.promote_types(b.dtype, jnp.float32)
+    right = b.reshape(batch, n * d, 1).astype(wide)
+    return jnp.linalg.solve(matrix.astype(wide), right).reshape(b.shape).astype(b.dtype)
 
 
-def implicit_vjp(
-    fixed_point: FixedPoint,
-    params: Params,
-    context: Any,
-    sets: Sets,
-    cotangent: Sets,
-    *,
-    solve: Solve,
-) -> tuple[Params, Any]:
-    """Pull v back from the minimum to parameters and context, u being found by `solve`.
+def _normal_cg(operator, b: Sets) -> Sets:
+    from jaxopt import linear_solve
 
-    θ̄ = −∂/∂θ ⟨∇_Y E(Y; z, θ), P u⟩, by one reverse pass through the gradient. It pulls back to Y as
-    well, which gives the products with H; and the gradient itself, where P is to be taken, is the
-    pass's own forward half, so that nothing is computed twice.
-    """
-    gradient, pull_back = jax.vjp(fixed_point.gradient, params, context, sets)
-    # H and P are symmetric, so their transposes, which are what reverse passes apply, will do.
-    _, project = jax.vjp(fixed_point.project, sets - gradient)
-    linearisation = Linearisation(lambda v: pull_back(v)[2], lambda v: project(v)[0])
-    p = linearisation.project(solve(linearisation, cotangent))
-    return pull_back(-p)[:2]
-
-
-def _from_solve(name: str, solve: Solve) -> Implicit:
-    def vjp(fixed_point, params, context, sets, cotangent):
-        return implicit_vjp(fixed_point, params, context, sets, cotangent, solve=solve)
-
-    return Implicit(name, vjp)
+    eps = float(jnp.finfo(b.dtype).eps)
+    return linear_solve.solve_normal_cg(operator, b, tol=100 * eps, maxiter=20 * b[0].size)
 
 
 def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:
     return jnp.sum(a * b, axis=(1, 2), keepdims=True)
 
 
-GRADIENTS: dict[str, Callable[..., Gradient]] = {
-    "unrolled": unrolled,
+def _no_tangents(tree: Any) -> Any:
+    def zero(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return vary_like(jnp.zeros_like(leaf), leaf)
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(zero, tree)
+
+
+# --- spelled as a word ---
+
+_SPELLINGS = (
+    "'identity', 'neumann:3' (terms), 'conjugate_gradient:10:0.01' (steps, damping), 'exact', "
+    "'unrolled' or 'unrolled:remat'"
+)
+
+
+def _neumann_of(num_terms: str = "1") -> Neumann:
+    return neumann(int(num_terms))
+
+
+def _conjugate_gradient_of(max_steps: str = "10", damping: str = "0") -> ConjugateGradient:
+    return conjugate_gradient(int(max_steps), damping=float(damping))
+
+
+def _exact_of(method: str = "auto") -> Exact:
+    return exact(method=method)
+
+
+def _unrolled_of(rematerialise: str = "") -> Unrolled:
+    if rematerialise not in ("", "remat"):
+        raise ValueError(f"expected 'remat', got {rematerialise!r}")
+    return unrolled(rematerialise=bool(rematerialise))
+
+
+ADJOINTS: dict[str, Callable[..., Adjoint]] = {
     "identity": identity,
-    "neumann": neumann,
-    "conjugate_gradient": conjugate_gradient,
-    "exact": exact,
+    "neumann": _neumann_of,
+    "conjugate_gradient": _conjugate_gradient_of,
+    "exact": _exact_of,
+    "unrolled": _unrolled_of,
 }
 
 
-def parse_gradient(text: str) -> Gradient:
-    """A way to differentiate from its spelling: "identity", "neumann:3", "conjugate_gradient:10".
+def parse_adjoint(text: str) -> Adjoint:
+    """An adjoint from its spelling, which ``str(adjoint)`` gives back.
 
     For command lines and configuration files. Arguments follow the name after colons, in order.
 
     Raises:
-        ValueError: an unknown name, or arguments that the named way does not take.
+        ValueError: an unknown name, or arguments that the named adjoint does not take.
+
+    Example:
+        >>> parse_adjoint("neumann:3") == neumann(3)
+        True
     """
     name, *arguments = text.split(":")
-    name = name.replace("-", "_")
-    _check.lookup("gradient", name, GRADIENTS)
     try:
-        if name == "neumann":
-            (num_terms,) = arguments or ["1"]
-            return neumann(int(num_terms))
-        if name == "conjugate_gradient":
-            max_steps, damping = [*arguments, *["10", "0"][len(arguments) :]]
-            return conjugate_gradient(int(max_steps), damping=float(damping))
-        if arguments:
-            raise ValueError("no arguments")
-    except ValueError as error:
-        raise ValueError(
-            f"gradient: expected e.g. 'identity', 'unrolled', 'exact', 'neumann:3' or "
-            f"'conjugate_gradient:10:0.01' (steps, damping), got {text!r}"
-        ) from error
-    return GRADIENTS[name]()
+        return ADJOINTS[name.replace("-", "_")](*arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"adjoint: expected {_SPELLINGS}, got {text!r}") from error

@@ -1,23 +1,51 @@
-"""The inner minimisation: from an energy and a start to the set that minimises it."""
+"""The inner minimisation: from an energy and a start to the set that minimises it.
+
+`Descent` is one step of it, public, for loops of your own; `minimise` is the loop, with a
+derivative.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import enum
+import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax import _check
-from msdspn_jax.adjoints import FixedPoint, Gradient, Implicit, Projection, Unrolled, identity
+from msdspn_jax._varying import vary_like
+from msdspn_jax.adjoints import Adjoint, FixedPoint, Projection, Sets, identity
 from msdspn_jax.energy import Energy, Params
 
-DEFAULT_OPTIMIZER = optax.sgd(1.0, momentum=0.9, nesterov=True)
+
+@functools.cache
+def nesterov(step_size: float = 1.0, momentum: float = 0.9) -> optax.GradientTransformation:
+    """Gradient descent, with Nesterov momentum where that is not zero: the paper's inner optimiser.
+
+    As ``optax.sgd``; equal arguments give the same object, so that compiled programs are found
+    again.
+    """
+    return optax.sgd(step_size, momentum=momentum or None, nesterov=momentum > 0)
+
+
+DEFAULT_OPTIMIZER = nesterov()
 """The paper's inner optimiser: step size 1, Nesterov momentum 0.9."""
+
+
+class Status(enum.IntEnum):
+    """How the descent of a set ended."""
+
+    CONVERGED = 0
+    """Its gradient norm is at most the tolerance."""
+    OUT_OF_STEPS = 1
+    """All steps were taken (always so without a tolerance)."""
+    NOT_FINITE = 2
+    """Its energy or its gradient is NaN or infinite: the descent diverged."""
 
 
 class Trajectory(NamedTuple):
@@ -37,17 +65,182 @@ class Minimum(NamedTuple):
         gradient_norm: l2 norm over (n, d) of the fixed-point residual proj(Y* − ∇E(Y*)) − Y*, which
             is that of ∇E without a projection. Large or not finite: the loop has not converged.
         num_steps: steps that each set took; fewer than asked for only with a tolerance.
+        status: a `Status` for every set.
         trajectory: all iterates, if asked for.
 
-    Under `jax.jit`, energy and gradient norm cost one more evaluation of the gradient if used, and
-    nothing if not.
+    Under `jax.jit`, energy, gradient norm and status cost one more evaluation of the gradient if
+    used, and nothing if not.
     """
 
     sets: Float[Array, "batch n d"]
     energy: Float[Array, " batch"]
     gradient_norm: Float[Array, " batch"]
     num_steps: Int[Array, " batch"]
+    status: Int[Array, " batch"]
     trajectory: Trajectory | None = None
+
+
+class State(NamedTuple):
+    """Where a descent is.
+
+    Attributes:
+        sets: Y_t, the current iterates.
+        evaluated: Y_{t−1}, where the last gradient was evaluated.
+        optimizer: the state of the optimiser.
+        num_steps: steps that each set has taken.
+        going: which sets still move: not yet within the tolerance, and finite.
+        step: t, the number of steps of the loop.
+        trajectory: room for every iterate, filled up to t; None unless asked for.
+    """
+
+    sets: Float[Array, "batch n d"]
+    evaluated: Float[Array, "batch n d"]
+    optimizer: Any
+    num_steps: Int[Array, " batch"]
+    going: Bool[Array, " batch"]
+    step: Int[Array, ""]
+    trajectory: Trajectory | None = None
+
+
+class Info(NamedTuple):
+    """What a step has seen, at the iterates from which it started."""
+
+    energy: Float[Array, " batch"]
+    gradient_norm: Float[Array, " batch"]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Projected, clipped gradient descent on an energy, one step at a time.
+
+    A step evaluates ∇_Y E, clips it per set, lets the optimiser move the set, and projects:
+
+        g = ∇_Y E(Y_t; z, θ)
+        Y_{t+1} = proj(Y_t + opt(g · min(1, max_norm / (‖g‖ + 1e-6))))
+
+    (paper, section 3 and appendix; the reference semantics are fixed by golden files).
+
+    Attributes:
+        energy: ``(params, sets [batch, n, d], context) -> [batch]``.
+        num_steps: steps that `run` takes, at most.
+        optimizer: an optax transformation; it sees the whole batch as one array.
+        projection: onto the feasible sets.
+        max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
+        tolerance: a set stops where its gradient norm is at most this.
+        return_trajectory: keep every iterate in the state.
+
+    Example:
+        >>> energy = lambda params, sets, context: jnp.sum((sets - context) ** 2, (1, 2)) / 4
+        >>> descent = Descent(energy, optimizer=nesterov(1.0, 0.0))
+        >>> state = descent.init({}, jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1)))
+        >>> state, info = descent.step({}, jnp.ones((1, 2, 1)), state)
+        >>> state.sets.ravel().tolist(), info.energy.tolist()
+        ([0.5, 0.5], [0.5])
+    """
+
+    energy: Energy
+    num_steps: int | Int[Array, ""] = 1
+    optimizer: optax.GradientTransformation = DEFAULT_OPTIMIZER
+    projection: Projection | None = None
+    max_grad_norm: float | None = None
+    tolerance: float | None = None
+    return_trajectory: bool = False
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """The equation Y = proj(Y − ∇_Y E) that the minimum solves."""
+        return FixedPoint(self.energy, self.projection)
+
+    def init(self, params: Params, context: Any, initial_sets: Sets) -> State:
+        """The state before the first step. Does not project."""
+        batch = initial_sets.shape[0]
+        trajectory = None
+        if self.return_trajectory:
+            rows = self.num_steps + 1
+            trajectory = Trajectory(
+                jnp.zeros((rows, *initial_sets.shape), initial_sets.dtype),
+                *jnp.zeros((2, rows, batch), initial_sets.dtype),
+            )
+        state = State(
+            sets=initial_sets,
+            evaluated=initial_sets,
+            optimizer=self.optimizer.init(initial_sets),
+            num_steps=jnp.zeros(batch, jnp.int32),
+            going=jnp.ones(batch, bool),
+            step=jnp.zeros((), jnp.int32),
+            trajectory=trajectory,
+        )
+        varying = vary_like(state, params, context, initial_sets)
+        return varying._replace(step=state.step)
+
+    def step(self, params: Params, context: Any, state: State) -> tuple[State, Info]:
+        """One step for every set that still moves."""
+        sets = state.sets
+        energy, grads = self.fixed_point.energies_and_gradient(params, context, sets)
+        info = Info(energy, self.residual_norm(sets, grads))
+        clipped = grads if self.max_grad_norm is None else clip_per_set(grads, self.max_grad_norm)
+        updates, optimizer = optax.with_extra_args_support(self.optimizer).update(
+            clipped,
+            state.optimizer,
+            sets,
+            value=jnp.sum(energy),
+            grad=clipped,
+            value_fn=lambda sets: jnp.sum(self.energy(params, sets, context)),
+        )
+        moved = self.fixed_point.project(jnp.asarray(optax.apply_updates(sets, updates)))
+        going = state.going
+        if self.tolerance is not None:
+            going = jnp.isfinite(energy) & (info.gradient_norm > self.tolerance)
+            # A set that has arrived stays for good: its gradient no longer changes.
+            moved = jnp.where(going[:, None, None], moved, sets)
+        trajectory = state.trajectory
+        if trajectory is not None:
+            seen = lax.stop_gradient((sets, *info))
+            trajectory = Trajectory(
+                *(kept.at[state.step].set(x) for kept, x in zip(trajectory, seen, strict=True))
+            )
+        after = State(
+            moved, sets, optimizer, state.num_steps + going, going, state.step + 1, trajectory
+        )
+        return after, info
+
+    def run(self, params: Params, context: Any, state: State) -> State:
+        """`num_steps` steps, fewer where all sets have arrived. Has no reverse derivative.
+
+        The last step stands outside the loop: implicit adjoints evaluate the same gradient again,
+        and there XLA finds it computed already.
+        """
+
+        def advance(state):
+            return self.step(params, context, state)[0]
+
+        if self.tolerance is None:
+            state = lax.fori_loop(0, self.num_steps - 1, lambda _, state: advance(state), state)
+        else:
+            state = lax.while_loop(
+                lambda state: (state.step < self.num_steps - 1) & jnp.any(state.going),
+                advance,
+                state,
+            )
+        return advance(state)
+
+    def run_differentiably(
+        self, params: Params, context: Any, state: State, *, rematerialise: bool = False
+    ) -> State:
+        """`num_steps` steps as a scan, which has a derivative in both modes."""
+
+        def advance(state, _):
+            return self.step(params, context, state)[0], None
+
+        if rematerialise:
+            advance = jax.checkpoint(advance)
+        return lax.scan(advance, state, None, length=self.num_steps)[0]
+
+    def residual_norm(self, sets: Sets, grads: Sets) -> Float[Array, " batch"]:
+        """Norm of proj(Y − ∇E) − Y: zero at a minimum, on the border of the feasible sets too."""
+        if self.projection is None:
+            return per_set_norm(grads)
+        return per_set_norm(self.fixed_point.project(sets - grads) - sets)
 
 
 def minimise(
@@ -57,177 +250,120 @@ def minimise(
     initial_sets: Float[Array, "batch n d"],
     *,
     optimizer: optax.GradientTransformation = DEFAULT_OPTIMIZER,
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
     projection: Projection | None = None,
     max_grad_norm: float | None = None,
-    gradient: Gradient | None = None,
+    adjoint: Adjoint = identity(),  # noqa: B008 (a value)
     tolerance: float | None = None,
     return_trajectory: bool = False,
-    unroll: int = 1,
+    **renamed: Any,
 ) -> Minimum:
     """Minimise E(Y; context, θ) over the sets Y, differentiably in `params` and `context`.
 
-    A step evaluates ∇_Y E, clips it per set, lets the optimiser move the set, and projects (paper,
-    section 3 and appendix; the reference semantics are fixed by golden files). The derivative is
-    taken as `gradient` says: through the steps, or implicitly at the minimum. Implicit ways
-    linearise where the last gradient was evaluated, the iterate before the last step, and ignore
-    momentum, clipping and step size; memory then does not depend on `num_steps`.
+    The steps are those of `Descent`. The derivative is taken as `adjoint` says: through the steps,
+    or implicitly at the minimum. Implicit adjoints linearise where the last gradient was evaluated,
+    the iterate before the last step, and ignore momentum, clipping and step size; memory then does
+    not depend on `num_steps`.
 
     Args:
-        energy: ``(params, sets [batch, n, d], context) -> [batch]``, see `latent_energy`.
+        energy: ``(params, sets [batch, n, d], context) -> [batch]``, see `latent_energy`. Arrays
+            that it closes over are differentiated as those in `params` are. Called outside of
+            `jax.jit`, keep the same energy: another one is compiled anew.
         params: pytree θ. Differentiable.
-        context: pytree, batch first, usually `Context`. Differentiable. Whatever shall receive a
-            gradient must be in `params` or `context`, not closed over by `energy`.
-        initial_sets: the start. Carries a gradient with `unrolled` only.
+        context: pytree, batch first, usually `Context`. Differentiable.
+        initial_sets: the start. Carries a gradient with `unrolled` only: a minimum does not depend
+            on where the descent began.
         optimizer: any optax transformation; it sees the whole batch as one array, so it should act
-            elementwise (sgd, adam, …) or per leading index (`anderson`).
-        num_steps: upper bound on the steps, ≥ 1.
-        projection: maps [batch, n, d] to the nearest feasible sets, e.g. `projections.simplex`.
-            Implicit ways project the initial sets too, before the first step.
+            elementwise (sgd, adam, …) or per leading index (`anderson`). Those that ask for value,
+            gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the energy
+            summed over the batch.
+        num_steps: upper bound on the steps, ≥ 1. May be traced where the adjoint is implicit.
+        projection: maps [batch, n, d] to the nearest feasible sets, e.g. `simplex`. Implicit
+            adjoints project the initial sets too, before the first step.
         max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
-        gradient: `identity()` (the paper's, and the default), `neumann(k)`,
-            `conjugate_gradient(k)`, `exact()` or `unrolled()`.
+        adjoint: `identity()` (the paper's), `neumann(k)`, `conjugate_gradient(k)`, `exact()`,
+            `unrolled()`, or one of your own (see `Adjoint`).
         tolerance: a set stops where its gradient norm, as defined in `Minimum`, is at most this;
             the loop ends when all have.
         return_trajectory: keep every iterate, with energies and gradient norms.
-        unroll: steps per iteration of the compiled loop, see `jax.lax.scan`.
 
     Raises:
         ValueError, TypeError: an argument of the wrong rank, shape, type or range, an energy that
             does not return [batch], NaN or infinity in concrete inputs.
+
+    Example:
+        >>> energy = lambda params, sets, context: jnp.sum((sets - context) ** 2, (1, 2)) / 4
+        >>> minimum = minimise(
+        ...     energy, {}, jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1)), num_steps=50, tolerance=1e-4
+        ... )
+        >>> minimum.sets.round(3).ravel().tolist(), Status(int(minimum.status[0])).name
+        ([1.0, 1.0], 'CONVERGED')
     """
-    gradient = identity() if gradient is None else gradient
-    _check_arguments(energy, params, context, initial_sets, num_steps, max_grad_norm, gradient)
+    _refuse_renamed(renamed)
+    _check_arguments(
+        energy, params, context, initial_sets, optimizer, num_steps, max_grad_norm, adjoint
+    )
     if tolerance is not None:
         _check.require_positive("tolerance", tolerance)
-    fixed_point = FixedPoint(energy, projection)
-    descend = partial(
-        _descend,
-        fixed_point,
-        optimizer,
-        num_steps,
-        max_grad_norm,
-        tolerance,
-        return_trajectory,
-        unroll,
-    )
-
-    if isinstance(gradient, Unrolled):
-        descent = descend(gradient, params, context, initial_sets)
-    else:
-        descent = _implicitly(descend, fixed_point, gradient)(params, context, initial_sets)
-
-    watched = lax.stop_gradient((params, context, descent.sets))
-    final_energy, grads = fixed_point.energies_and_gradient(*watched)
-    norm = _residual_norm(fixed_point, watched[2], grads)
-    trajectory = None
-    if return_trajectory:
-        history = Trajectory(*lax.stop_gradient(descent.history))
-        last = Trajectory(watched[2], final_energy, norm)
-        trajectory = jax.tree.map(lambda h, x: jnp.concatenate([h, x[None]]), history, last)
-    return Minimum(descent.sets, final_energy, norm, descent.num_steps, trajectory)
+    if return_trajectory and not isinstance(num_steps, int):
+        raise ValueError(
+            "num_steps: expected a Python integer because return_trajectory=True, got an array"
+        )
+    settings = (optimizer, projection, max_grad_norm, tolerance, return_trajectory, adjoint)
+    traced = any(map(_check.is_traced, jax.tree.leaves((params, context, initial_sets, num_steps))))
+    if not traced and _hashable((energy, settings)):
+        return _minimise_compiled(energy, settings, num_steps, params, context, initial_sets)
+    energy, params = _closed_over(energy, params, context, initial_sets)
+    return _minimise(energy, settings, num_steps, params, context, initial_sets)
 
 
-class _Descent(NamedTuple):
-    sets: jax.Array
-    last_evaluated: jax.Array
-    num_steps: jax.Array
-    history: tuple[jax.Array, ...]
+def _minimise(energy, settings, num_steps, params, context, initial_sets) -> Minimum:
+    *settings, adjoint = settings
+    descent = Descent(energy, num_steps, *settings)
+    state = adjoint.wrap(descent)(params, context, initial_sets)
+
+    params, context, sets = lax.stop_gradient((params, context, state.sets))
+    energies, grads = descent.fixed_point.energies_and_gradient(params, context, sets)
+    norm = descent.residual_norm(sets, grads)
+    status = jnp.full_like(state.num_steps, Status.OUT_OF_STEPS)
+    if descent.tolerance is not None:
+        status = jnp.where(norm <= descent.tolerance, Status.CONVERGED, status)
+    finite = jnp.isfinite(energies) & jnp.isfinite(norm)
+    status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
+    trajectory = state.trajectory
+    if trajectory is not None:
+        last = (sets, energies, norm)
+        trajectory = Trajectory(
+            *(kept.at[-1].set(x) for kept, x in zip(trajectory, last, strict=True))
+        )
+    return Minimum(state.sets, energies, norm, state.num_steps, status, trajectory)
 
 
-def _implicitly(
-    descend: Callable[..., _Descent], fixed_point: FixedPoint, gradient: Implicit
-) -> Callable[..., _Descent]:
-    """The descent with its derivative replaced by that of the fixed point it has reached."""
-
-    @jax.custom_vjp
-    def solve(params, context, initial_sets):
-        return descend(gradient, params, context, fixed_point.project(initial_sets))
-
-    def forward(params, context, initial_sets):
-        descent = solve(params, context, initial_sets)
-        return descent, (params, context, descent.last_evaluated)
-
-    def backward(residuals, cotangent):
-        params, context, sets = residuals
-        grads = gradient.vjp(fixed_point, params, context, sets, cotangent.sets)
-        return *grads, jnp.zeros_like(sets)
-
-    solve.defvjp(forward, backward)
-    return solve
+_minimise_compiled = jax.jit(_minimise, static_argnums=(0, 1, 2))
 
 
-def _descend(
-    fixed_point: FixedPoint,
-    optimizer: optax.GradientTransformation,
-    num_steps: int,
-    max_grad_norm: float | None,
-    tolerance: float | None,
-    keep_history: bool,
-    unroll: int,
-    gradient: Gradient,
-    params: Params,
-    context: Any,
-    initial_sets: jax.Array,
-) -> _Descent:
-    """`num_steps` steps of projected, clipped descent; the loop itself."""
-    batch = initial_sets.shape[0]
-
-    watching = keep_history or tolerance is not None
-
-    def step(carry, _):
-        sets, state, _, taken = carry
-        energies, grads = fixed_point.energies_and_gradient(params, context, sets)
-        clipped = grads if max_grad_norm is None else clip_per_set(grads, max_grad_norm)
-        updates, state = optimizer.update(clipped, state, sets)
-        moved = fixed_point.project(jnp.asarray(optax.apply_updates(sets, updates)))
-        history: tuple[jax.Array, ...] = ()
-        going = jnp.ones(batch, bool)
-        if watching:
-            norm = _residual_norm(fixed_point, sets, grads)
-            history = (sets, energies, norm)
-            if tolerance is not None:
-                going = norm > tolerance
-                # A set that has arrived stays for good: its gradient no longer changes.
-                moved = jnp.where(going[:, None, None], moved, sets)
-        return (moved, state, sets, taken + going), history
-
-    taken = jnp.zeros(batch, jnp.int32)
-    start = (initial_sets, optimizer.init(initial_sets), initial_sets, taken)
-    differentiated = isinstance(gradient, Unrolled)
-    if tolerance is None or keep_history or differentiated:
-        if isinstance(gradient, Unrolled) and gradient.rematerialise:
-            step = jax.checkpoint(step)
-        # The last step stands outside the loop. Implicit ways evaluate the same gradient again, as
-        # the first half of their backward pass, and there XLA finds it computed already.
-        looped = num_steps if watching or differentiated else num_steps - 1
-        end, history = lax.scan(step, start, None, length=looped, unroll=unroll)
-        if looped < num_steps:
-            end, _ = step(end, None)
-    else:
-
-        def unfinished(carry):
-            steps, going, _ = carry
-            return (steps < num_steps) & going
-
-        def advance(carry):
-            steps, _, inner = carry
-            taken = inner[3]
-            inner, _ = step(inner, None)
-            return steps + 1, jnp.any(inner[3] > taken), inner
-
-        # A while loop ends early, but has no reverse derivative: implicit ways need none.
-        *_, end = lax.while_loop(unfinished, advance, (jnp.int32(0), jnp.array(True), start))
-        history = ()
-    sets, _, last_evaluated, taken = end
-    return _Descent(sets, last_evaluated, taken, history if keep_history else ())
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
-def _residual_norm(fixed_point, sets, grads):
-    """Norm of proj(Y − ∇E) − Y: zero at a minimum, on the border of the feasible sets too."""
-    if fixed_point.projection is None:
-        return per_set_norm(grads)
-    return per_set_norm(fixed_point.project(sets - grads) - sets)
+def _closed_over(energy, params, context, sets) -> tuple[Energy, Any]:
+    """The energy with what it closes over made a part of its parameters, so that it has a gradient.
+
+    A custom derivative sees the arguments of a function only (`jax.closure_convert`).
+    """
+    converted, hidden = jax.closure_convert(energy, params, sets, context)
+    if not hidden:
+        return energy, params
+
+    def explicit(both, sets, context):
+        params, hidden = both
+        return converted(params, sets, context, *hidden)
+
+    return explicit, (params, hidden)
 
 
 def per_set_norm(sets: Float[Array, "batch n d"]) -> Float[Array, " batch"]:
@@ -243,21 +379,37 @@ def clip_per_set(grads: Float[Array, "batch n d"], max_norm: float) -> Float[Arr
     return grads * jnp.minimum(1, max_norm / (norm + 1e-6))
 
 
-def _check_arguments(energy, params, context, initial_sets, num_steps, max_grad_norm, gradient):
+def _refuse_renamed(arguments: dict[str, Any]) -> None:
+    if "gradient" in arguments:
+        raise TypeError("gradient: expected the argument adjoint, its name since version 0.2, got "
+                        f"gradient={arguments['gradient']!r}")  # fmt: skip
+    if arguments:
+        raise TypeError(f"minimise() got an unexpected keyword argument {next(iter(arguments))!r}")
+
+
+def _check_arguments(
+    energy, params, context, initial_sets, optimizer, num_steps, max_grad_norm, adjoint
+):
     _check.require_rank("initial_sets", initial_sets, 3, "batch n d")
     _check.require_nonempty("initial_sets", initial_sets, "batch n d")
     _check.require_floating("initial_sets", initial_sets)
+    _check.require_arrays("params", params)
+    _check.require_arrays("context", context)
     _check.require_finite("initial_sets", initial_sets)
     _check.require_finite("context", context)
     _check.require_finite("params", params)
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps!r}")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer: expected an optax transformation such as optax.sgd(1.0) or anderson(), "
+            f"got {optimizer!r}"
+        )
+    _check_num_steps(num_steps)
     if max_grad_norm is not None:
         _check.require_positive("max_grad_norm", max_grad_norm)
-    if not isinstance(gradient, Implicit | Unrolled):
+    if not hasattr(adjoint, "wrap"):
         raise TypeError(
-            "gradient: expected identity(), neumann(k), conjugate_gradient(k), exact() or "
-            f"unrolled(), got {gradient!r}"
+            "adjoint: expected identity(), neumann(k), conjugate_gradient(k), exact(), unrolled() "
+            f"or another value with a method wrap(descent), got {adjoint!r}"
         )
     shape = jax.eval_shape(energy, params, initial_sets, context)
     batch = initial_sets.shape[:1]
@@ -266,3 +418,12 @@ def _check_arguments(energy, params, context, initial_sets, num_steps, max_grad_
             f"energy: expected one number per set, shape {batch}, got "
             f"{getattr(shape, 'shape', shape)}; do not average over the batch"
         )
+
+
+def _check_num_steps(num_steps: Any) -> None:
+    if isinstance(num_steps, jax.Array) and jnp.issubdtype(num_steps.dtype, jnp.integer):
+        if num_steps.shape == () and (_check.is_traced(num_steps) or num_steps >= 1):
+            return
+    elif isinstance(num_steps, int) and num_steps >= 1 and not isinstance(num_steps, bool):
+        return
+    raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps!r}")

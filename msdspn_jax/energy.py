@@ -7,6 +7,7 @@ that set and its context alone. `latent_energy` builds the one of the paper from
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -35,11 +36,45 @@ class Context(NamedTuple):
     mask: Bool[Array, "batch n"] | None = None
 
 
-def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> Energy:
+@dataclass(frozen=True)
+class LatentEnergy:
+    """What `latent_energy` returns: a function that is a value, equal where its parts are equal."""
+
+    encode: Callable[..., jax.Array]
+    proximity: float = 0.0
+
+    def __call__(
+        self, params: Params, sets: Float[Array, "batch n d"], context: Context
+    ) -> Float[Array, " batch"]:
+        """E(Y; z, θ) for every set."""
+        inputs = sets
+        if context.inputs is not None:
+            if context.inputs.shape[:-1] != sets.shape[:-1]:
+                raise ValueError(
+                    f"context.inputs: expected [batch, n] = {sets.shape[:-1]} as in sets, "
+                    f"got shape {context.inputs.shape}"
+                )
+            inputs = jnp.concatenate([sets, context.inputs.astype(sets.dtype)], axis=-1)
+        mask = () if context.mask is None else (context.mask,)
+        encoding = self.encode(params, inputs, *mask)
+        _check.require_shape("context.latent", context.latent, encoding.shape, "batch latent")
+        value = 0.5 * jnp.mean(jnp.square(encoding - context.latent), axis=-1)
+        if self.proximity:
+            if context.initial_sets is None:
+                raise ValueError(
+                    "context.initial_sets: expected an array because proximity > 0, got None"
+                )
+            distance = jnp.square(sets - context.initial_sets)
+            value = value + self.proximity * 0.5 * jnp.mean(distance, axis=(-2, -1))
+        return value
+
+
+def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> LatentEnergy:
     """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
 
-    The paper's energy; with a learned initial set its experiments use proximity 0.1. Means, not
-    sums: over the features of the latent, and over the n · d entries of the set.
+    The paper's energy (section 3, equations 3 and 4); with a learned initial set its experiments
+    use proximity 0.1. Means, not sums: over the features of the latent, and over the n · d entries
+    of the set.
 
     Args:
         encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument
@@ -49,30 +84,12 @@ def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -
 
     Returns:
         An energy ``(params, sets [batch, n, d], context: Context) -> [batch]``.
+
+    Example:
+        >>> energy = latent_energy(lambda params, sets: sets.sum(1))
+        >>> energy({}, jnp.ones((1, 2, 3)), Context(latent=jnp.zeros((1, 3)))).tolist()
+        [2.0]
     """
     if proximity < 0:
         raise ValueError(f"proximity: expected a number >= 0, got {proximity!r}")
-
-    def energy(params, sets, context):
-        joined = sets
-        if context.inputs is not None:
-            if context.inputs.shape[:-1] != sets.shape[:-1]:
-                raise ValueError(
-                    f"context.inputs: expected [batch, n] = {sets.shape[:-1]} as in sets, "
-                    f"got shape {context.inputs.shape}"
-                )
-            joined = jnp.concatenate([sets, context.inputs.astype(sets.dtype)], axis=-1)
-        mask = () if context.mask is None else (context.mask,)
-        encoding = encode(params, joined, *mask)
-        _check.require_shape("context.latent", context.latent, encoding.shape, "batch latent")
-        value = 0.5 * jnp.mean(jnp.square(encoding - context.latent), axis=-1)
-        if proximity:
-            if context.initial_sets is None:
-                raise ValueError(
-                    "context.initial_sets: expected an array because proximity > 0, got None"
-                )
-            distance = jnp.square(sets - context.initial_sets)
-            value = value + proximity * 0.5 * jnp.mean(distance, axis=(-2, -1))
-        return value
-
-    return energy
+    return LatentEnergy(encode, proximity)

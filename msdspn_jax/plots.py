@@ -24,7 +24,8 @@ SERIES = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3")
 NIGHT = "#12151c"
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that belongs to no window, width and height in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -66,7 +67,7 @@ def point_sets(
     count = len(target)
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = _figure(2.3 * columns, 2.3 * rows + 0.35)
+    figure = new_figure(2.3 * columns, 2.3 * rows + 0.35)
     limit = 1.12 * max(np.abs(target[..., :2]).max(), np.abs(prediction[..., :2]).max(), 1e-3)
     for i, axes in enumerate(_grid(figure, rows, columns)):
         if i >= count:
@@ -107,7 +108,7 @@ def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
     less present, the fainter.
     """
     count = max(len(sets) for sets in rows.values())
-    figure = _figure(1.15 * count + 0.55, 1.2 * len(rows) + 0.05)
+    figure = new_figure(1.15 * count + 0.55, 1.2 * len(rows) + 0.05)
     figure.set_facecolor(NIGHT)
     for r, (name, sets) in enumerate(rows.items()):
         for c, elements in enumerate(sets):
@@ -151,7 +152,7 @@ def strip(
     # Most of the way is made in the first steps.
     last = len(trajectory) - 1
     steps = np.unique(np.round(last * np.linspace(0, 1, min(frames, last + 1)) ** 2).astype(int))
-    figure = _figure(1.45 * (len(steps) + 1), 1.85)
+    figure = new_figure(1.45 * (len(steps) + 1), 1.85)
     if as_digits:
         figure.set_facecolor(NIGHT)
     ink = "#e6e9ef" if as_digits else "#333"
@@ -184,20 +185,20 @@ def inner_curves(
     energy: Float[np.ndarray, "steps sets"], gradient_norm: Float[np.ndarray, "steps sets"]
 ) -> Figure:
     """Energy and gradient norm over the inner steps: the median of the sets, and each of them."""
-    figure = _figure(8, 3)
+    figure = new_figure(8, 3)
     for i, (label, values) in enumerate({"energy": energy, "gradient norm": gradient_norm}.items()):
         axes = figure.add_subplot(1, 2, i + 1)
         axes.plot(values, color=SERIES[0], alpha=0.25, lw=0.8)
         axes.plot(np.median(values, axis=1), color=SERIES[0], lw=2)
         _log_if_positive(axes, values)
         axes.set(xlabel="inner step", title=label)
-        _plain(axes)
+        plain_axes(axes)
     return figure
 
 
 def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -> Figure:
     """A metric over the steps from the lines of metrics.jsonl; bands are ± one deviation."""
-    figure = _figure(6, 3.6)
+    figure = new_figure(6, 3.6)
     axes = figure.add_subplot()
     everything = []
     for color, split in zip((TARGET, SERIES[0], SERIES[1]), ("train", "val", "test"), strict=True):
@@ -217,7 +218,7 @@ def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -
         _log_if_positive(axes, np.concatenate(everything))
         axes.legend(frameon=False)
     axes.set(xlabel="training step", ylabel=name)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -225,14 +226,14 @@ def lines(
     series: Mapping[str, Sequence[float] | np.ndarray], *, xlabel: str, ylabel: str
 ) -> Figure:
     """Curves on a logarithmic axis (where all values are positive), one colour a series."""
-    figure = _figure(6, 3.6)
+    figure = new_figure(6, 3.6)
     axes = figure.add_subplot()
     for color, (label, values) in zip(SERIES, series.items(), strict=False):
         axes.plot(np.asarray(values), color=color, lw=1.6, label=label)
     _log_if_positive(axes, np.concatenate([np.ravel(v) for v in series.values()]))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(frameon=False)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -246,7 +247,7 @@ def bars(
     log: bool = False,
 ) -> Figure:
     """Bars side by side: one cluster a group, one colour a series; NaN leaves a gap."""
-    figure = _figure(max(4.5, 0.5 * len(groups) * len(series) + 1.5), 3.4)
+    figure = new_figure(max(4.5, 0.5 * len(groups) * len(series) + 1.5), 3.4)
     axes = figure.add_subplot()
     width = 0.8 / len(series)
     for i, (label, values) in enumerate(series.items()):
@@ -267,7 +268,7 @@ def bars(
         axes.set_yscale("log")
     # Above the bars: inside there may be no room.
     figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=8)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -293,7 +294,8 @@ def _log_if_positive(axes: Axes, values: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(plain if narrow else NullFormatter())
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Leave only the axes themselves and faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e7eaef", lw=0.7)
     axes.set_axisbelow(True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from msdspn_jax.ranks import computed_once
-
-_UNROLL_UP_TO = 128
+from msdspn_jax import _check
+from msdspn_jax.ranks import by_columns, computed_once
 
 
 def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -25,22 +24,23 @@ def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
 
     Given the support the map is affine, with a derivative that is exact almost everywhere: a
     tangent is centred over the support and zero outside it.
+
+    Example:
+        >>> simplex(jnp.array([0.5, 1.5, -1.0])).tolist()
+        [0.0, 1.0, 0.0]
     """
     if jnp.ndim(points) < 1 or jnp.shape(points)[-1] == 0:
         raise ValueError(
             f"points: expected a last axis of length > 0, got shape {jnp.shape(points)}"
         )
+    _check.require_floating("points", points)
     return _simplex(points)
 
 
 @jax.custom_jvp
 def _simplex(points):
     rows = points.reshape(-1, points.shape[-1])
-    # Maxima and sums along the last axis do not vectorise on a CPU; over rows side by side they do.
-    highest = _over_axis_0(jnp.maximum, jnp.max, rows.T)
-    highest = computed_once(highest, lambda value: value > jnp.inf)
-    # The projection is invariant to shifts along (1, …, 1); this one keeps the sums well scaled.
-    threshold = lax.optimization_barrier(_threshold(rows.T - highest))
+    highest, threshold = lax.platform_dependent(rows, cpu=_threshold_on_cpu, default=_threshold)
     # The maximum with a NaN is NaN, so that a row with one becomes NaN.
     return jnp.maximum((rows - highest[:, None]) - threshold[:, None], 0).reshape(points.shape)
 
@@ -55,32 +55,55 @@ def _simplex_jvp(primals, tangents):
     return projected, jnp.where(support, tangent - mean, 0)
 
 
-def _threshold(columns: Float[Array, "d rows"]) -> Float[Array, " rows"]:
-    """τ for every row, given with its entries in a column and its highest entry at 0."""
+def _threshold(rows: Float[Array, "rows d"]) -> tuple[Float[Array, " rows"], ...]:
+    """The highest entry of every row, and its τ after that entry is taken off the row.
+
+    The projection is invariant to shifts along (1, …, 1); this one keeps the sums well scaled.
+    """
+    highest = jnp.max(rows, -1)
+    shifted = rows - highest[:, None]
+
+    def sum_and_size(threshold):
+        outside = shifted <= threshold[:, None]
+        size = jnp.sum(jnp.where(outside, 0, 1), -1, dtype=rows.dtype)
+        return jnp.sum(jnp.where(outside, 0, shifted), -1), size
+
+    return highest, _shrink_support(sum_and_size, highest)
+
+
+def _threshold_on_cpu(rows: Float[Array, "rows d"]) -> tuple[Float[Array, " rows"], ...]:
+    """`_threshold`, with the tricks of `msdspn_jax.ranks`."""
+    highest = computed_once(by_columns(jnp.maximum, rows.T), lambda value: value > jnp.inf)
+    shifted = rows.T - highest
+
+    def sum_and_size(threshold):
+        total = by_columns(jnp.add, shifted, lambda v: jnp.where(v <= threshold, 0, v))
+        size = by_columns(
+            jnp.add, shifted, lambda v: jnp.where(v <= threshold, 0, 1).astype(v.dtype)
+        )
+        return total, size
+
+    return highest, lax.optimization_barrier(_shrink_support(sum_and_size, highest))
+
+
+def _shrink_support(
+    sum_and_size: Callable[[jax.Array], tuple[jax.Array, jax.Array]], like: Float[Array, " rows"]
+) -> Float[Array, " rows"]:
+    """Michelot's iteration: τ ← (Σ_S v − 1) / |S| over the support S = {v > τ}, until it stays.
+
+    Args:
+        sum_and_size: ``τ -> (Σ_S v, |S|)`` for every row, its highest entry being 0.
+        like: an array of the shape of τ.
+    """
 
     def shrink(carry):
-        threshold, _, rounds = carry
-        total = _over_axis_0(jnp.add, jnp.sum, columns, lambda v: jnp.where(v <= threshold, 0, v))
-        size = _over_axis_0(
-            jnp.add, jnp.sum, columns, lambda v: jnp.where(v <= threshold, 0, 1).astype(v.dtype)
-        )
+        threshold, _ = carry
+        total, size = sum_and_size(threshold)
         # Never back down, whatever the rounding, so that supports are nested; and below 0, the
         # highest entry, so that none is ever empty.
-        higher = jnp.maximum(threshold, (total - 1) / size)
-        return higher, jnp.any(higher > threshold), rounds + 1
+        return jnp.maximum(threshold, (total - 1) / size), threshold
 
     # The highest entry is 0, so −1 ≤ τ: whatever lies below is outside from the start.
-    start = jnp.full_like(columns[0], -1)
-    rounds = columns.shape[0] + 1
-    return lax.while_loop(
-        lambda carry: carry[1] & (carry[2] <= rounds),
-        shrink,
-        (start, jnp.array(True), jnp.array(0)),
-    )[0]
-
-
-def _over_axis_0(combine, reduce, columns: Float[Array, "d rows"], function=lambda v: v):
-    """Combine `function` of all columns; unrolled, so that it becomes one elementwise kernel."""
-    if columns.shape[0] <= _UNROLL_UP_TO:
-        return functools.reduce(combine, [function(column) for column in columns])
-    return reduce(function(columns), axis=0)
+    start = jnp.full_like(like, -1)
+    higher = lax.while_loop(lambda carry: jnp.any(carry[0] > carry[1]), shrink, (start, start - 1))
+    return higher[0]

@@ -1,18 +1,173 @@
-"""Keeping XLA from computing the same thing more than once."""
+"""Ranks within a column, and weights selected by rank: what FSPool needs, made fast.
 
+`pooling` says what is computed. How it is computed fast on each platform is said here and nowhere
+else: every trick of the core that serves the hardware rather than the mathematics. The platform
+is asked when a program is *lowered*, not when it is traced (`lax.platform_dependent`), so a program
+exported on a CPU for a GPU carries the GPU's path.
+
+The tricks, what each gains, and the test in ``tests/test_ranks.py`` that shows that it still works
+(gains: two AMD cores without AVX-512, JAX 0.10.2; experiments/benchmarks has the record):
+
+==========================  ======================================================  ==============
+trick                       gain                                                    platforms
+==========================  ======================================================  ==============
+ranks by comparison         no sort: XLA's CPU sort runs column by column           all, n ≤ 1024
+`_sortable` integer keys    one comparison for a pair where floats need two         cpu
+padded rows                 columns a power of two apart no longer share cache sets cpu
+`computed_once` (fence)     the ranks are not computed again for every use          cpu
+flat unsigned `gather`      no arithmetic for negative indices; 2x                  all, n > 16
+`by_columns`                sums along rows that vectorise                          cpu
+==========================  ======================================================  ==============
+"""
+
+from __future__ import annotations
+
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int
+
+from msdspn_jax import _check
+
+RANK_METHODS = ("auto", "compare", "sort")
+
+# Up to this many elements, counting by comparison beats sorting. On CPU that is measured, and 1024
+# the largest size tried; elsewhere it is a guess.
+_COMPARE_UP_TO_ON_CPU = 1024
+_COMPARE_UP_TO_ELSEWHERE = 256
+# Up to this many, the comparisons are unrolled into one kernel.
+_UNROLL_UP_TO = 64
+# Up to this many, a column fits the cache as it is, and selecting beats gathering.
+_SELECT_UP_TO = 16
+# Up to this many rows, a reduction is written out as one elementwise kernel.
+_WRITE_OUT_UP_TO = 128
+_CACHE_LINE_BYTES = 64
+
+
+def stable_ranks(
+    features: Float[Array, "*batch n c"], *, method: str = "auto"
+) -> Int[Array, "*batch n c"]:
+    """Rank of every entry within its feature column: 0 for the smallest, ties in order of index.
+
+    Distinct entries of one column always get distinct ranks, equal ones too; without that, tied
+    elements would share a weight and FSPool would lose mass. −0 and 0 are equal. The ranks of a
+    column that holds a NaN lie in 0 … n − 1 but need not be a permutation. Ranks carry no gradient.
+
+    Args:
+        features: any floating dtype; axis -2 is the set.
+        method: "compare" counts smaller entries, n² cheap comparisons that vectorise over all other
+            axes; "sort" applies argsort twice, n log n; "auto" chooses by n and platform.
+
+    Example:
+        >>> stable_ranks(jnp.array([[3.0], [1.0], [3.0]])).ravel().tolist()
+        [1, 0, 2]
+    """
+    _check.require_choice("method", method, RANK_METHODS)
+    if jnp.ndim(features) < 2:
+        raise ValueError(
+            f"features: expected at least 2 axes [*batch n c], got shape {jnp.shape(features)}"
+        )
+    features = lax.stop_gradient(features)
+    if 0 in features.shape:
+        return jnp.zeros(features.shape, jnp.int32)
+    n = features.shape[-2]
+    if method == "sort":
+        return _ranks_by_sorting(features)
+    on_cpu, elsewhere = _ranks_by_keys, _ranks_by_comparison
+    if method == "auto":
+        on_cpu = on_cpu if n <= _COMPARE_UP_TO_ON_CPU else _ranks_by_sorting
+        elsewhere = elsewhere if n <= _COMPARE_UP_TO_ELSEWHERE else _ranks_by_sorting
+    return lax.platform_dependent(features, cpu=on_cpu, default=elsewhere)
+
+
+def select_by_rank(
+    weight: Float[Array, "*#batch n c"], ranks: Int[Array, "*batch n c"]
+) -> Float[Array, "*batch n c"]:
+    """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank; linear in it.
+
+    For small n the weight is found by comparing the rank with every position, which vectorises
+    where a gather runs entry by entry; for larger n the gather is faster, and its transpose, a
+    scatter, far more so.
+    """
+    n, c = weight.shape[-2:]
+    if n <= _SELECT_UP_TO:
+        selected = jnp.zeros(ranks.shape, weight.dtype)
+        for k in range(n):
+            selected = jnp.where(ranks == k, weight[..., k : k + 1, :], selected)
+        return selected
+    if weight.ndim == 2:
+        # One flat index: the form of gather and scatter that XLA compiles best. Unsigned, so that
+        # no negative index is provided for, which about doubles the speed.
+        index = ranks * c + lax.broadcasted_iota(jnp.int32, ranks.shape, ranks.ndim - 1)
+        return jnp.ravel(weight).at[index.astype(jnp.uint32)].get(mode="promise_in_bounds")
+    batch = jnp.broadcast_shapes(weight.shape[:-2], ranks.shape[:-2])
+    weight = jnp.broadcast_to(weight, (*batch, *weight.shape[-2:]))
+    return jnp.take_along_axis(weight, ranks, axis=-2)
+
+
+def _ranks_by_sorting(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n c"]:
+    order = jnp.argsort(features, axis=-2, stable=True)
+    return jnp.argsort(order, axis=-2).astype(jnp.int32)
+
+
+def _ranks_by_comparison(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n c"]:
+    """For every entry, the number of entries of its column that come before it."""
+
+    def count(j, ranks):
+        return ranks + _precedes(features, j)
+
+    return lax.fori_loop(
+        0, features.shape[-2], count, _zeros(features), unroll=features.shape[-2] <= _UNROLL_UP_TO
+    )
+
+
+def _precedes(features: Float[Array, "*batch n c"], j: int | Array) -> Int[Array, "*batch n c"]:
+    """1 where x_j comes before x_i in its column: where it is smaller, or equal and earlier."""
+    index = lax.broadcasted_iota(jnp.int32, (features.shape[-2], 1), 0)
+    other = lax.dynamic_slice_in_dim(features, j, 1, axis=-2)
+    return jnp.where(j < index, other <= features, other < features).astype(jnp.int32)
+
+
+# --- CPU ---
+
+
+def _ranks_by_keys(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n c"]:
+    """What `_ranks_by_comparison` counts, arranged for a CPU.
+
+    Entries become integers of the same order, for which "smaller, or equal and earlier" is one
+    comparison, key_j < key_i + [j < i]. Entries of one column lie a power of two of bytes apart and
+    so fall into a few sets of the first-level cache; one cache line more per row spreads them.
+    """
+    n, c = features.shape[-2:]
+    if not _SELECT_UP_TO < n <= _UNROLL_UP_TO or features.dtype == jnp.float64:
+        return _ranks_by_comparison(features)
+    keys = _sortable(features.astype(jnp.float32))
+    padding = [(0, 0)] * (features.ndim - 1) + [(0, _CACHE_LINE_BYTES // keys.dtype.itemsize)]
+    padded = lax.optimization_barrier(jnp.pad(keys, padding))
+    keys = padded[..., :c]
+    index = lax.broadcasted_iota(jnp.int32, (n, 1), 0)
+    ranks = _zeros(features)
+    for j in range(n):
+        earlier = (j < index).astype(jnp.int32)
+        ranks = ranks + (padded[..., j : j + 1, :c] < keys + earlier).astype(jnp.int32)
+    return computed_once(ranks, lambda rank: rank < 0)
+
+
+def _sortable(values: Float[Array, "*any"]) -> Int[Array, "*any"]:
+    """Integers in the order of the floats: those of negative sign have their other bits flipped."""
+    bits = lax.bitcast_convert_type(jnp.where(values == 0, 0, values), jnp.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def computed_once(values: jax.Array, impossible: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The same values, computed in full before anything that uses them.
+    """The same values, computed in full before anything that uses them. For a CPU.
 
     XLA merges chains of elementwise operations into their consumers. Where a chain is long and its
     result is read by a gather, or once for every entry of a row, the merged kernel does not
-    vectorise or repeats the chain (up to 25 times slower: experiments/benchmarks). It sees through
+    vectorise or repeats the chain (up to 25 times slower). It sees through
     `lax.optimization_barrier`, but not through a loop that would run only if something impossible
     were true of the first value.
 
@@ -22,4 +177,27 @@ def computed_once(values: jax.Array, impossible: Callable[[jax.Array], jax.Array
         values: what to compute once.
         impossible: a condition that no value meets, NaN included; XLA must not know that.
     """
+    if values.size == 0:
+        return values
     return lax.while_loop(lambda v: impossible(jnp.ravel(v)[0]), jnp.zeros_like, values)
+
+
+def by_columns(
+    combine: Callable[[jax.Array, jax.Array], jax.Array],
+    columns: Float[Array, "d rows"],
+    function: Callable[[jax.Array], jax.Array] = lambda column: column,
+) -> Float[Array, " rows"]:
+    """`combine` (``jnp.add``, ``jnp.maximum``) of ``function`` of all columns, rows side by side.
+
+    Sums and maxima along the last axis do not vectorise on a CPU; over rows side by side they do,
+    written out as one elementwise kernel.
+    """
+    if columns.shape[0] <= _WRITE_OUT_UP_TO:
+        return functools.reduce(combine, [function(column) for column in columns])
+    reduce = {jnp.add: jnp.sum, jnp.maximum: jnp.max}[combine]
+    return reduce(function(columns), axis=0)
+
+
+def _zeros(features: jax.Array) -> jax.Array:
+    # Of the features, so that under shard_map it varies over the same mesh axes as they do.
+    return jnp.zeros_like(features, dtype=jnp.int32)

@@ -64,7 +64,7 @@ class SetEncoder(nn.Module):
             varying size), "sum" or "mean".
         relational: encode all ordered pairs in place of the elements.
         num_knots: knots of the piecewise-linear weights of "continuous_fspool".
-        rank_method: how FSPool finds ranks, see `msdspn_jax.pooling.stable_ranks`.
+        rank_method: how FSPool finds ranks, see `stable_ranks`.
         dtype: dtype of the computation; parameters stay as they are.
 
     Shapes: sets [batch, n, d] and mask [batch, n] → [batch, latent_dim].

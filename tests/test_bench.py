@@ -79,7 +79,7 @@ def test_kinds_of_costs():
 
 def temp_bytes(gradient, num_steps):
     case = benchmarks.LayerCase(n=8, d=8, width=64, num_steps=num_steps, batch=16)
-    layer = benchmarks.build_layer(case, gradient=gradient)
+    layer = benchmarks.build_layer(case, adjoint=adjoint)
     compiled = jax.jit(layer.training_step).lower(*layer.arguments).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

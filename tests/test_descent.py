@@ -46,8 +46,8 @@ def test_steps_equal_a_plain_loop(momentum, clip, projection):
 def test_unrolled_starts_from_the_initial_set_as_given():
     energy, params, context, start = problems.fspool_problem(KEY)
     settings = {"num_steps": 1, "projection": ms.simplex, "return_trajectory": True}
-    for gradient, first in ((ms.unrolled(), start), (ms.identity(), ms.simplex(start))):
-        minimum = ms.minimise(energy, params, context, start, gradient=gradient, **settings)
+    for adjoint, first in ((ms.unrolled(), start), (ms.identity(), ms.simplex(start))):
+        minimum = ms.minimise(energy, params, context, start, adjoint=adjoint, **settings)
         chex.assert_trees_all_close(minimum.trajectory.sets[0], first)
 
 
@@ -85,7 +85,7 @@ def test_tolerance_keeps_the_implicit_gradient():
     def loss(params, tolerance):
         minimum = ms.minimise(
             energy, params, context, start, optimizer=optax.sgd(0.5), num_steps=200,
-            tolerance=tolerance, gradient=ms.exact(),
+            tolerance=tolerance, adjoint=ms.exact(),
         )  # fmt: skip
         return jnp.sum(jnp.sin(minimum.sets))
 
@@ -249,7 +249,8 @@ def call(**changes):
         ({"num_steps": 0}, "num_steps: expected an integer >= 1"),
         ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number > 0"),
         ({"tolerance": 0.0}, "tolerance: expected a number > 0"),
-        ({"gradient": "identity"}, "gradient: expected identity"),
+        ({"adjoint": "identity"}, "adjoint: expected identity"),
+        ({"gradient": ms.identity()}, "gradient: expected the argument adjoint"),
         ({"energy": lambda p, s, c: jnp.sum(s)}, "energy: expected one number per set"),
         ({"energy": lambda p, s, c: s}, "energy: expected one number per set"),
     ],

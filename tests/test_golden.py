@@ -4,16 +4,18 @@ The folder is named by MSDSPN_GOLDEN (default: tests/golden). A file or a group 
 there and not checked here is a failure.
 """
 
+import math
+
 import chex
 import golden_files
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax import losses, metrics
+from msdspn_jax import losses
+from msdspn_jax.clevr import metrics
 
 TOLERANCE = 1e-9
 MODEL_FILES = sorted(path.name for path in golden_files.FOLDER.glob("*dspn_*.npz"))
@@ -46,19 +48,17 @@ def build(config: dict):
             config["set_size"],
             config["set_dim"],
             config["hidden_dim"],
-            num_steps=config["num_steps"],
-            optimizer=optax.sgd(
-                config["learning_rate"],
-                momentum=config["momentum"] or None,
-                nesterov=config["nesterov"],
+            inner=ms.Inner(
+                num_steps=config["num_steps"],
+                step_size=config["learning_rate"],
+                momentum=config["momentum"],
+                max_grad_norm=config["max_grad_norm"] or math.inf,
+                adjoint={"identity": ms.identity, "unrolled": ms.unrolled}[config["backward"]](),
+                proximity=0.1 if learned else 0.0,
+                pool="relation" if relational else pool,
+                projection=config["projection"] or "none",
             ),
-            max_grad_norm=config["max_grad_norm"],
-            gradient={"identity": ms.identity, "unrolled": ms.unrolled}[config["backward"]](),
             initial_set="learned" if learned else "random",
-            proximity=0.1 if learned else 0.0,
-            pool="fspool" if relational else pool,
-            relational=relational,
-            projection=ms.simplex if config["projection"] == "simplex" else None,
         ),
         condition_on_inputs="concatenated" in config["energy"],
     ), relational

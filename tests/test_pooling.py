@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import msdspn_jax as ms
-from msdspn_jax import pooling
+from msdspn_jax.ranks import select_by_rank
 
 
 def reference_fspool(features, weight):
@@ -43,7 +43,7 @@ def test_ranks_of_keys_under_ties(n):
     np.testing.assert_array_equal(ranks(features, method="compare"), expected)
     np.testing.assert_array_equal(jax.vmap(ms.stable_ranks)(features), expected)
     weight = random(18, n, 5)
-    grads = jax.grad(lambda w: jnp.sum(pooling.select_by_rank(w, expected) * features[:1]))(weight)
+    grads = jax.grad(lambda w: jnp.sum(select_by_rank(w, expected) * features[:1]))(weight)
     reordered = np.zeros((n, 5), np.float32)
     for ranks_of_set in expected:
         np.add.at(reordered, (ranks_of_set, np.arange(5)), features[0])
@@ -189,10 +189,10 @@ def test_errors(call, message):
 
 def test_select_by_rank_large_gathers():
     features, weight = random(18, 2, 80, 2), random(19, 80, 2)
-    ranks = pooling.stable_ranks(features)
+    places = ms.stable_ranks(features)
     chex.assert_trees_all_equal(
-        pooling.select_by_rank(weight, ranks),
-        jax.vmap(lambda r: jnp.take_along_axis(weight, r, 0))(ranks),
+        select_by_rank(weight, places),
+        jax.vmap(lambda r: jnp.take_along_axis(weight, r, 0))(places),
     )
 
 

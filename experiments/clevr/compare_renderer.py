@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from msdspn_jax.clevr import sampling as clevr_scenes
-from msdspn_jax.clevr.render.geometry import project
+from msdspn_jax.clevr.camera import look_at_origin, project
 from msdspn_jax.clevr.render.trace import QUALITIES, render
+from msdspn_jax.clevr.sampling import visible_pixels
+from msdspn_jax.clevr.scene import scene_from_entry, stack_scenes
 
 
 def main() -> None:
@@ -30,10 +30,11 @@ def main() -> None:
     flags = parser.parse_args()
     entries = json.loads((flags.folder / "CLEVR_calib_scenes.json").read_text())["scenes"]
     references = np.load(flags.folder / "images128.npz")["images"]
-    scenes = clevr_scenes.stack_scenes([clevr_scenes.scene_from_entry(e) for e in entries])
+    scenes = stack_scenes([scene_from_entry(e) for e in entries])
     images = np.asarray(render(scenes, 128, quality=flags.quality))
-    places = np.asarray(project(jnp.asarray(scenes.camera), jnp.asarray(scenes.positions)))
-    counted = np.asarray(jax.jit(lambda s: jax.lax.map(clevr_scenes.visible_pixels, s))(scenes))
+    pairs = zip(scenes.camera, scenes.positions, strict=True)
+    places = [project(look_at_origin(camera), positions) for camera, positions in pairs]
+    counted = np.asarray(jax.jit(lambda s: jax.lax.map(visible_pixels, s))(scenes))
     rows = []
     print("| scene | objects | mean abs. difference | SSIM | centres, px | visible pixels, % |")
     print("|---|---|---|---|---|---|")
@@ -45,7 +46,7 @@ def main() -> None:
         )
         # The generator cuts its coordinates down to whole pixels of 480x320.
         theirs = np.array([o["pixel_coords"][:2] for o in entry["objects"]]) + 0.5
-        centres = np.abs((places[i, :n, :2] - theirs) * [128 / 480, 128 / 320]).max()
+        centres = np.abs((places[i][:n, :2] - theirs) * [128 / 480, 128 / 320]).max()
         pixels = np.array([o["visible_pixels"] for o in entry["objects"]])
         seen = 100 * np.abs(counted[i, :n] / pixels - 1).max()
         rows.append((difference, similarity, centres, seen))

@@ -8,6 +8,7 @@ is also doing something else only ever makes a run slower.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -18,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msdspn_jax import adjoints as implicit
-from msdspn_jax import projections
+from msdspn_jax.adjoints import Adjoint, parse_adjoint
 from msdspn_jax.errors import UserError
 from msdspn_jax.matching import assignment as matching
+from msdspn_jax.models.inner import Inner
 from msdspn_jax.models.set_predictor import SetDecoder, SetPredictor
 from msdspn_jax.set_encoder import SetEncoder
 
@@ -39,7 +40,7 @@ class LayerCase:
     width: int
     num_steps: int
     momentum: float = 0.9
-    max_grad_norm: float | None = None
+    max_grad_norm: float = math.inf
     classes: int | None = None
     """One-hot inputs of so many classes, seen by the energy too; elements on the simplex."""
     batch: int = 128
@@ -83,7 +84,7 @@ class Layer:
 
 
 def build_layer(
-    case: LayerCase, *, gradient: implicit.Gradient | None = None, rank_method: str = "auto"
+    case: LayerCase, *, adjoint: Adjoint | None = None, rank_method: str = "auto"
 ) -> Layer:
     """Random parameters, inputs and output cotangent for a case."""
     numbering = case.classes is not None
@@ -93,13 +94,15 @@ def build_layer(
             case.n,
             case.d,
             case.width,
-            num_steps=case.num_steps,
-            momentum=case.momentum,
-            max_grad_norm=case.max_grad_norm,
-            gradient=implicit.identity() if gradient is None else gradient,
+            inner=Inner(
+                num_steps=case.num_steps,
+                momentum=case.momentum,
+                max_grad_norm=case.max_grad_norm,
+                adjoint=adjoint,
+                proximity=0.0 if numbering else 0.1,
+                projection="simplex" if numbering else "none",
+            ),
             initial_set="random" if numbering else "learned",
-            proximity=0.0 if numbering else 0.1,
-            projection=projections.simplex if numbering else None,
             rank_method=rank_method,
         ),
         condition_on_inputs=numbering,
@@ -128,7 +131,7 @@ def build_layer(
     return Layer(forward, training_step, (params, inputs, keys, cotangent))
 
 
-def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> dict[str, Any]:
+def bench_layer(name: str, repeat: int = 5, *, adjoint: str = "identity") -> dict[str, Any]:
     """Forward and training step of one of `LAYER_CASES`.
 
     Returns, beside the settings of the case: ``forward_seconds`` and ``training_step_seconds``
@@ -140,7 +143,7 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
     rest can get; ``matmul_rate_share`` of the training step.
     """
     case = _lookup("case", name, LAYER_CASES)
-    layer = build_layer(case, gradient=implicit.parse_gradient(gradient))
+    layer = build_layer(case, adjoint=parse_adjoint(adjoint))
     forward, forward_compile = _compile(layer.forward, *layer.arguments[:-1])
     step, step_compile = _compile(layer.training_step, *layer.arguments)
     # In turn, so that a slow moment of the machine meets all of them.
@@ -159,13 +162,13 @@ def bench_layer(name: str, repeat: int = 5, *, gradient: str = "identity") -> di
     floor_flops = case.num_steps * case.step_matmul_flops
     memory = step.memory_analysis()
     cost = step.cost_analysis() or {}
-    steps_counted = 1 if gradient.startswith("unrolled") else min(case.num_steps, 2)
+    steps_counted = 1 if adjoint.startswith("unrolled") else min(case.num_steps, 2)
     uncounted = (case.num_steps - steps_counted) * case.step_matmul_flops
     counted = float(cost.get("flops", 0.0)) + uncounted
     result = {
         "case": name,
         "device": device_name(),
-        "gradient": gradient,
+        "adjoint": adjoint,
         **_summary(times),
         "forward_compile_seconds": forward_compile,
         "training_step_compile_seconds": step_compile,

@@ -7,29 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msdspn_jax.clevr import sampling as clevr_scenes
-from msdspn_jax.clevr.render import geometry
-from msdspn_jax.clevr.render import trace as clevr_render
+from msdspn_jax import _check
+from msdspn_jax.clevr.camera import IMAGE_HEIGHT, IMAGE_WIDTH, camera_ray
+from msdspn_jax.clevr.render.geometry import ground_entry, nearest_body
+from msdspn_jax.clevr.render.lights import visibility
+from msdspn_jax.clevr.render.materials import METAL, RUBBER
+from msdspn_jax.clevr.render.shading import body_color, ground_color, ground_light, prepare
+from msdspn_jax.clevr.render.trace import QUALITIES, Quality, render
+from msdspn_jax.clevr.sampling import sample_scenes_from_keys, visible_pixels
+from msdspn_jax.clevr.scene import Scene
 
+# fmt: off
 _ARITHMETIC = {
-    *(
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "max",
-        "min",
-        "neg",
-        "abs",
-        "sign",
-        "sqrt",
-        "rsqrt",
-        "exp",
-        "log",
-    ),
-    *("select_n", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "clamp", "integer_pow"),
-    *("square", "round", "floor", "rem", "shift_right_arithmetic", "pow"),
+    "abs", "add", "and", "clamp", "div", "eq", "exp", "floor", "ge", "gt", "integer_pow", "le",
+    "log", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt",
+    "select_n", "shift_right_arithmetic", "sign", "sqrt", "square", "sub",
 }
+# fmt: on
+"""Primitives that count as one operation for each element of their result."""
 
 
 def _operations(jaxpr: Any) -> tuple[int, list[int]]:
@@ -60,7 +55,7 @@ def _count(function, trips: list[float], *arguments) -> float:
     return outside + sum(body * trips[i % len(trips)] for i, body in enumerate(loops))
 
 
-def operations_per_image(scenes: clevr_scenes.Scene, size: int, quality: str) -> float:
+def operations_per_image(scenes: Scene, size: int, quality: str) -> float:
     """Arithmetic operations (each counted as one) an image takes, mean over scenes.
 
     Counted from the traced program: what one ray costs, times the samples of the image (those on
@@ -69,53 +64,41 @@ def operations_per_image(scenes: clevr_scenes.Scene, size: int, quality: str) ->
     """
     count = len(scenes.present)
     each = (jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), scenes) for i in range(count))
-    chosen = clevr_render.QUALITIES[quality]
+    chosen = _check.lookup("quality", quality, QUALITIES)
     return size * size * sum(_operations_per_pixel(scene, chosen) for scene in each) / count
 
 
-def _operations_per_pixel(scene: clevr_scenes.Scene, quality: clevr_render.Quality) -> float:
-    bodies = clevr_scenes.scene_bodies(scene)
-    lights = clevr_render._lights(scene)
-    table = clevr_render._table(scene, bodies)
-    bounce_table = clevr_render._bounce_table(scene, bodies, lights)
+def _operations_per_pixel(scene: Scene, quality: Quality) -> float:
+    stage = prepare(scene)
+    bodies, lights = stage.bodies, stage.lights
     number = np.diff(np.asarray(bodies.first)).astype(float).tolist()
-    pixels = np.asarray(jax.jit(clevr_scenes.visible_pixels)(scene))
-    share = pixels / (geometry.REFERENCE_WIDTH * geometry.REFERENCE_HEIGHT)
-    metal = float(share[np.asarray(scene.material) == 1].sum())
+    pixels = np.asarray(jax.jit(visible_pixels)(scene))
+    share = pixels / (IMAGE_WIDTH * IMAGE_HEIGHT)
+    metal = float(share[np.asarray(scene.material) == METAL].sum())
     one = jnp.float32(1.0)
-    p, index, visible = (one, one, one), jnp.int32(0), jnp.ones(4)
+    p, offsets, index, visible = (one, one, one), (one, one), jnp.int32(0), jnp.ones(4)
+    light = jax.eval_shape(ground_light, stage, p)
 
     def primary(u, v):
-        d = geometry.camera_ray(scene.camera, u, v)
-        return geometry.nearest_body(bodies, p, d), geometry.ground_entry(p, d)
+        d = camera_ray(scene.camera, u, v)
+        return nearest_body(bodies, p, d), ground_entry(p, d)
 
     def shadows(p):
-        return clevr_render._visibility(bodies, lights, p, (one, one), skip=index)
-
-    def mixed(grey):
-        color = clevr_render._each_channel(lambda mix: mix(grey * visible) + one)
-        return clevr_render._srgb(color)
+        return visibility(bodies, lights, p, offsets, skip=index)
 
     def ground(p):
-        normal = geometry.ground_normal(p[0], p[1])
-        return (
-            geometry.ground_entry(p, p),
-            clevr_render._direct_diffuse(lights, p, normal, visible),
-            clevr_render._ambient_ground(p),
-            clevr_render._bounce(bounce_table, bodies, p),
-        )
+        return ground_entry(p, p), ground_light(stage, p)
 
     def on_body(p, material):
-        return clevr_render._srgb(
-            clevr_render._shade_bodies(
-                table, bodies, lights, p, p, index, visible, (one, one), material, quality
-            )
-        )
+        return body_color(
+            stage, p, p, index, visible, offsets,
+            material=material, rough_shadows=quality.rough_shadows,
+        )  # fmt: skip
 
     sample = _count(primary, number, one, one) + _count(shadows, number, p)
-    sample += _count(mixed, number, visible)
-    sample += (share.sum() - metal) * _count(lambda p: on_body(p, 0), number, p)
-    sample += metal * _count(lambda p: on_body(p, 1), number, p)
+    sample += _count(ground_color, number, light, visible)
+    sample += (share.sum() - metal) * _count(lambda p: on_body(p, RUBBER), number, p)
+    sample += metal * _count(lambda p: on_body(p, METAL), number, p)
     return quality.grid**2 * sample + _count(ground, [sum(number)], p)
 
 
@@ -154,17 +137,17 @@ def bench_render(
         Plain values for JSON. ``images_per_second`` is that of the fastest call;
         ``procedural_images_per_second`` includes drawing the scenes, in a call of its own.
     """
-    if batch < 1 or repeat < 1:
-        raise ValueError(f"batch and repeat must be at least 1, got {batch} and {repeat}")
+    _check.require_positive("batch", batch)
+    _check.require_positive("repeat", repeat)
     keys = jax.random.split(jax.random.key(0), batch)
-    scenes = jax.block_until_ready(clevr_scenes.sample_scenes_from_keys(keys))
+    scenes = jax.block_until_ready(sample_scenes_from_keys(keys))
 
-    def render(scenes):
-        return clevr_render.render(scenes, size, quality=quality)
+    def images(scenes):
+        return render(scenes, size, quality=quality)
 
-    compile_seconds = _seconds(render, (scenes,))
-    times = sorted(_seconds(render, (scenes,)) for _ in range(repeat))
-    drawing = min(_seconds(clevr_scenes.sample_scenes_from_keys, (keys,)) for _ in range(repeat))
+    compile_seconds = _seconds(images, (scenes,))
+    times = sorted(_seconds(images, (scenes,)) for _ in range(repeat))
+    drawing = min(_seconds(sample_scenes_from_keys, (keys,)) for _ in range(repeat))
     some = jax.tree.map(lambda x: x[:4], scenes)
     operations = operations_per_image(some, size, quality)
     peak = machine_rate()

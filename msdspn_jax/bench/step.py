@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from msdspn_jax.bench import layer as benchmarks
-from msdspn_jax.clevr.render.trace import procedural_examples
+from msdspn_jax.clevr.procedural import procedural_examples
 from msdspn_jax.losses import hungarian_loss
 from msdspn_jax.tasks.clevr.model import Config, build_predictor, outer_optimizer
 

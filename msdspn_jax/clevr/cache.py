@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from msdspn_jax import _check
+from msdspn_jax._files import write_text
 from msdspn_jax.clevr.files import (
     Record,
     Source,
@@ -72,20 +74,19 @@ def prepare_cache(
     cache that is complete is left as it is.
 
     Args:
-      source: where the records come from.
-      folder: made where needed; see `cache_folder`.
-      size: side of the square images.
-      threads: that read, decode and resize.
-      on_progress: called with (images done, images in all).
+        source: where the records come from.
+        folder: made where needed; see `cache_folder`.
+        size: side of the square images.
+        threads: that read, decode and resize.
+        on_progress: called with (images done, images in all).
 
     Returns:
-      ``folder``.
+        ``folder``.
 
     Raises:
-      UserError: a record is damaged; ``folder`` holds another source's cache; the disk is full.
+        UserError: a record is damaged; ``folder`` holds another source's cache; the disk is full.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    _check.require_positive("size", size)
     folder, number = Path(folder), len(source)
     identity = {"format": CACHE_FORMAT, "size": size, "num": number, "source": source.fingerprint}
     report = on_progress or (lambda done, total: None)
@@ -111,11 +112,11 @@ def load_cache(folder: str | Path, *, verify: bool = False) -> ClevrCache:
     """Open a prepared cache.
 
     Args:
-      folder: what `prepare_cache` returned.
-      verify: read everything and compare checksums (seconds a gigabyte); without it, only sizes.
+        folder: what `prepare_cache` returned.
+        verify: read everything and compare checksums (seconds a gigabyte); without it, only sizes.
 
     Raises:
-      UserError: the cache is missing, unfinished or damaged.
+        UserError: the cache is missing, unfinished or damaged.
     """
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
@@ -188,7 +189,7 @@ def _fill_cache(
                     entry[name] = digest(data)
                 # Only now: a chunk that the journal names is a chunk that is on the disk.
                 chunks.append(entry)
-                _write_json(journal, {"identity": identity, "chunks": chunks})
+                write_text(journal, json.dumps({"identity": identity, "chunks": chunks}))
     finally:
         for file, _ in files.values():
             file.close()
@@ -196,7 +197,7 @@ def _fill_cache(
         partial = folder / f"{name}.partial.npy"
         if partial.exists():
             os.replace(partial, folder / f"{name}.npy")
-    _write_json(folder / "manifest.json", {"identity": identity, "chunks": chunks})
+    write_text(folder / "manifest.json", json.dumps({"identity": identity, "chunks": chunks}))
     journal.unlink(missing_ok=True)
 
 
@@ -274,12 +275,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); remove {folder} and prepare it") from error
     return manifest
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

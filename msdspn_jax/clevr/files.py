@@ -1,8 +1,8 @@
 """Real CLEVR: scenes files, images, the extracted folder, and the pipeline that makes batches.
 
 However the data is stored, a source is a sequence of records ``{"image": uint8 [height, width, 3],
-"objects": float32 [10, 19], "file_name": str}``, the same bit for bit (`clevr_tfds` reads
-TensorFlow Datasets, `clevr_cache` resized images). What is damaged is a `UserError` that names file
+"objects": float32 [10, 19], "file_name": str}``, the same bit for bit (`clevr.tfds` reads
+TensorFlow Datasets, `clevr.cache` resized images). What is damaged is a `UserError` that names file
 and entry.
 """
 
@@ -19,7 +19,9 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from msdspn_jax.clevr.objects import MAX_OBJECTS, NUM_FEATURES, ClevrScene, encode, parse_scene
+from msdspn_jax import _check
+from msdspn_jax.clevr.entries import parse_scene
+from msdspn_jax.clevr.objects import MAX_OBJECTS, NUM_FEATURES, ClevrScene, encode
 from msdspn_jax.errors import UserError
 
 #: Names of the published splits; the test split has images but no scenes.
@@ -54,12 +56,12 @@ def read_scenes(path: str | Path, *, keep_extra: bool = True) -> list[ClevrScene
     """Read a scenes file, every field checked.
 
     Args:
-      path: ``CLEVR_{split}_scenes.json`` or any file of that form.
-      keep_extra: keep what the sets do not need (camera, lights, relationships, …); the latter fill
-        gigabytes in the published training split.
+        path: ``CLEVR_{split}_scenes.json`` or any file of that form.
+        keep_extra: keep what the sets do not need (camera, lights, relationships, …); the latter
+            fill gigabytes in the published training split.
 
     Raises:
-      UserError: names file, entry and field.
+        UserError: names file, entry and field.
     """
     path = Path(path)
     try:
@@ -88,7 +90,7 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]
     PNG files are checked chunk by chunk first: the decoder itself lets many damaged ones pass.
 
     Raises:
-      UserError: it does not decode; ``where`` (the file's name) begins the message.
+        UserError: it does not decode; ``where`` (the file's name) begins the message.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -213,7 +215,7 @@ def import_extra(module: str) -> Any:
 def checked_index(index: Any, length: int) -> int:
     index = int(index)
     if not -length <= index < length:
-        raise IndexError(f"index must be below {length}, got {index}")
+        raise IndexError(f"index: expected a number below {length}, got {index}")
     return index % length
 
 
@@ -245,25 +247,24 @@ def pipeline(
     resume exactly: the next batch is the one an uninterrupted run would have had.
 
     Args:
-      source: any sequence of records: a folder, TFDS or a cache.
-      size: images are squashed to ``size`` x ``size`` (antialiased bilinear).
-      batch_size: records a batch; batches run across the ends of epochs.
-      seed: of the order.
-      shuffle: without it, the order of the source.
-      num_epochs: None for no end.
-      threads: that read and decode (Pillow releases the interpreter's lock while it decodes).
-      workers: processes that prefetch batches; 0 for none. Scripts that use them need the usual
-        ``if __name__ == "__main__"`` guard.
-      drop_remainder: leave out the last, smaller batch.
+        source: any sequence of records: a folder, TFDS or a cache.
+        size: images are squashed to ``size`` x ``size`` (antialiased bilinear).
+        batch_size: records a batch; batches run across the ends of epochs.
+        seed: of the order.
+        shuffle: without it, the order of the source.
+        num_epochs: None for no end.
+        threads: that read and decode (Pillow releases the interpreter's lock while it decodes).
+        workers: processes that prefetch batches; 0 for none. Scripts that use them need the usual
+            ``if __name__ == "__main__"`` guard.
+        drop_remainder: leave out the last, smaller batch.
 
     Yields:
-      ``{"image": uint8 [batch, size, size, 3], "objects": float32 [batch, 10, 19], "file_name":
-      str [batch]}``.
+        ``{"image": uint8 [batch, size, size, 3], "objects": float32 [batch, 10, 19], "file_name":
+        str [batch]}``.
     """
     grain = import_extra("grain")
     for name, value in (("size", size), ("batch_size", batch_size), ("threads", threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        _check.require_positive(name, value)
     dataset: Any = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()

@@ -3,6 +3,8 @@
 Every function returns a ``matplotlib.figure.Figure``; `plots.save` writes it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from msdspn_jax.clevr import objects as clevr
+from msdspn_jax import _check
+from msdspn_jax.clevr import objects
+from msdspn_jax.clevr.camera import IMAGE_HEIGHT, Camera, look_at_origin, project
+from msdspn_jax.clevr.metrics import PrecisionRecall
+from msdspn_jax.clevr.objects import ClevrObject
 from msdspn_jax.matching.assignment import UNMATCHED, assign
-from msdspn_jax.metrics import PrecisionRecall
-from msdspn_jax.plots import SERIES, _figure
+from msdspn_jax.plots import SERIES, new_figure, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +36,10 @@ def scene(
     prediction: Float[np.ndarray, "n 19"],
     target: Float[np.ndarray, "m 19"] | None = None,
     *,
-    camera: clevr.Camera | None = None,
-    threshold: float = clevr.PRESENCE_THRESHOLD,
+    camera: Camera | None = None,
+    threshold: float = objects.PRESENCE_THRESHOLD,
     title: str = "",
-) -> "Figure":
+) -> Figure:
     """One image, with its predicted (and true) objects drawn in and listed in words beside it.
 
     See `scenes`, of which this is one panel.
@@ -56,11 +61,11 @@ def scenes(
     predictions: Sequence[Float[np.ndarray, "n 19"]],
     targets: Sequence[Float[np.ndarray, "m 19"]] | None = None,
     *,
-    cameras: Sequence[clevr.Camera | None] | None = None,
-    threshold: float = clevr.PRESENCE_THRESHOLD,
+    cameras: Sequence[Camera | None] | None = None,
+    threshold: float = objects.PRESENCE_THRESHOLD,
     titles: Sequence[str] | None = None,
     columns: int = 2,
-) -> "Figure":
+) -> Figure:
     """A grid of images with their objects.
 
     A predicted object is a numbered circle, as large as its size says, in its predicted color. A
@@ -71,33 +76,34 @@ def scenes(
     altogether.
 
     Args:
-      images: any size; squashed ones are shown in the camera's proportions again.
-      predictions: in the CLEVR layout; elements with presence above ``threshold`` are shown.
-      targets: true sets, in the same layout; None where they are not known.
-      cameras: of the images; None for the generator's mean camera, from which the true one is up to
-        0.5 units away along each axis.
-      threshold: on the predicted presence.
-      titles: one a panel.
-      columns: panels side by side.
+        images: any size; squashed ones are shown in the camera's proportions again.
+        predictions: in the CLEVR layout; elements with presence above ``threshold`` are shown.
+        targets: true sets, in the same layout; None where they are not known.
+        cameras: of the images; None for the generator's mean camera, from which the true one is
+            up to 0.5 units away along each axis.
+        threshold: on the predicted presence.
+        titles: one a panel.
+        columns: panels side by side.
 
     Raises:
-      ValueError: lengths differ, or there is nothing to show.
+        ValueError: lengths differ, or there is nothing to show.
     """
     number = len(images)
-    if not number or columns < 1:
-        raise ValueError(f"images must not be empty and columns positive, got {number}, {columns}")
+    _check.require_positive("columns", columns)
+    if not number:
+        raise ValueError("images: expected at least one, got none")
     for name, values in (("predictions", predictions), ("targets", targets), ("cameras", cameras)):
         if values is not None and len(values) != number:
-            raise ValueError(f"{name} must have one entry an image, got {len(values)}, {number}")
+            raise ValueError(f"{name}: expected one entry an image, {number}, got {len(values)}")
     columns = min(columns, number)
     rows = -(-number // columns)
-    figure = _figure(7.6 * columns, 2.75 * rows)
+    figure = new_figure(7.6 * columns, 2.75 * rows)
     panels = np.atleast_2d(np.array(figure.subfigures(rows, columns, wspace=0.02), object))
     for i, panel in enumerate(panels.reshape(-1)[:number]):
         picture, words = panel.subplots(1, 2, width_ratios=[1.15, 1])
-        camera = (cameras[i] if cameras else None) or clevr.look_at_origin()
-        found = clevr.decode(np.asarray(predictions[i]), threshold=threshold)
-        true = None if targets is None else clevr.decode(np.asarray(targets[i]))
+        camera = (cameras[i] if cameras else None) or look_at_origin()
+        found = objects.decode(np.asarray(predictions[i]), threshold=threshold)
+        true = None if targets is None else objects.decode(np.asarray(targets[i]))
         partner = _pair(found, true or [])
         _draw_image(picture, images[i], camera, found, true or [], partner)
         _draw_words(words, found, true, partner)
@@ -107,13 +113,13 @@ def scenes(
 
 
 def average_precision_by_steps(
-    scores: Mapping[int, Float[np.ndarray, "thresholds"]],
+    scores: Mapping[int, Float[np.ndarray, " thresholds"]],
     thresholds: Sequence[float],
     *,
     protocol: str,
-) -> "Figure":
+) -> Figure:
     """Test-time compute: average precision by number of inner steps, a line a threshold."""
-    figure = _figure(4.6, 3.4)
+    figure = new_figure(4.6, 3.4)
     axes = figure.subplots()
     steps = sorted(scores)
     table = 100 * np.array([scores[step] for step in steps])
@@ -128,21 +134,21 @@ def average_precision_by_steps(
     axes.set(xlabel="inner steps at evaluation", ylabel=f"average precision, % ({protocol})")
     axes.set_ylim(0, 102)
     axes.legend(frameon=False, fontsize=8)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
 def curves_by_model(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], *, metric: str = "ap_0.5"
-) -> "Figure":
+) -> Figure:
     """Training loss (left) and a validation score (right) over the steps, one line a run.
 
     Args:
-      runs: label -> lines of metrics.jsonl. Losses of models of different kinds are in different
-        units, so lines within a run are comparable and lines of different runs need not be.
-      metric: which value of the validation lines, in [0, 1].
+        runs: label -> lines of metrics.jsonl. Losses of models of different kinds are in different
+            units, so lines within a run are comparable and lines of different runs need not be.
+        metric: which value of the validation lines, in [0, 1].
     """
-    figure = _figure(8.4, 3.3)
+    figure = new_figure(8.4, 3.3)
     left, right = figure.subplots(1, 2)
     for (label, lines), color in zip(runs.items(), _cycle(len(runs)), strict=True):
         train = [(x["step"], x["loss"]) for x in lines if x["split"] == "train"]
@@ -155,19 +161,19 @@ def curves_by_model(
     right.set_ylim(bottom=0)
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
-        _plain(axes)
+        plain_axes(axes)
     return figure
 
 
-def precision_recall_curves(curves: Mapping[str, PrecisionRecall]) -> "Figure":
+def precision_recall_curves(curves: Mapping[str, PrecisionRecall]) -> Figure:
     """Precision against recall over the whole data set, one line a name."""
-    figure = _figure(4.2, 3.6)
+    figure = new_figure(4.2, 3.6)
     axes = figure.subplots()
     for (name, curve), color in zip(curves.items(), _cycle(len(curves)), strict=True):
         axes.plot(curve.recall, curve.precision, color=color, lw=1.5, label=name)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -176,15 +182,15 @@ def errors(
     by_number: Mapping[str, Mapping[int, float]],
     *,
     number_label: str = "mean distance, CLEVR units",
-) -> "Figure":
+) -> Figure:
     """Where models err: share of wrong attributes (left), an error by number of objects (right).
 
     Args:
-      by_attribute: model -> attribute -> share of objects that have it wrong, in [0, 1].
-      by_number: model -> number of objects in the image -> error.
-      number_label: what that error is.
+        by_attribute: model -> attribute -> share of objects that have it wrong, in [0, 1].
+        by_number: model -> number of objects in the image -> error.
+        number_label: what that error is.
     """
-    figure = _figure(8.4, 3.3)
+    figure = new_figure(8.4, 3.3)
     left, right = figure.subplots(1, 2)
     models = list(by_attribute)
     for k, (model, color) in enumerate(zip(models, _cycle(len(models)), strict=True)):
@@ -202,30 +208,30 @@ def errors(
     if len(models) > 1:
         left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
-        _plain(axes)
+        plain_axes(axes)
     return figure
 
 
-def _pair(found: list[clevr.ClevrObject], true: list[clevr.ClevrObject]) -> list[int]:
+def _pair(found: list[ClevrObject], true: list[ClevrObject]) -> list[int]:
     """For every prediction the index of its true object, or `UNMATCHED`."""
     if not found or not true:
         return [UNMATCHED] * len(found)
-    a, b = (clevr.encode(objects)[: len(objects)] for objects in (found, true))
+    a, b = (objects.encode(each)[: len(each)] for each in (found, true))
     cost = ((a[:, None] - b[None]) ** 2).sum(-1)
     return np.asarray(assign(jnp.asarray(cost), method="host")).tolist()
 
 
 def _draw_image(
-    axes: "Axes",
+    axes: Axes,
     image: UInt8[np.ndarray, "height width 3"],
-    camera: clevr.Camera,
-    found: list[clevr.ClevrObject],
-    true: list[clevr.ClevrObject],
+    camera: Camera,
+    found: list[ClevrObject],
+    true: list[ClevrObject],
     partner: list[int],
 ) -> None:
     from matplotlib.patheffects import withStroke
 
-    height = 320.0
+    height = float(IMAGE_HEIGHT)
     width = height * camera.aspect
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -237,7 +243,7 @@ def _draw_image(
         axes.add_patch(ring)
     for number, (o, matched) in enumerate(zip(found, partner, strict=True), 1):
         (x, y), radius = _disc(camera, o, width, height)
-        rgb = np.array(clevr.COLOR_RGB[clevr.COLORS.index(o.color)]) / 255
+        rgb = np.array(objects.COLOR_RGB[objects.COLORS.index(o.color)]) / 255
         right = matched != UNMATCHED and o.words == true[matched].words
         ring = _circle(x, y, radius, color=rgb, lw=1.5)
         ring.set_path_effects([withStroke(linewidth=2.8, foreground="#ffffffb0")])
@@ -257,19 +263,19 @@ def _circle(x: float, y: float, radius: float, **style):
     return Circle((x, y), radius, fill=False, clip_on=True, **style)
 
 
-def _disc(camera: clevr.Camera, o: clevr.ClevrObject, width: float, height: float):
+def _disc(camera: Camera, o: ClevrObject, width: float, height: float):
     """Where an object's centre and its size come to lie in the image."""
     centre = np.array(o.position)
-    radius = clevr.SIZE_RADIUS[clevr.SIZES.index(o.size)]
+    radius = objects.SIZE_RADIUS[objects.SIZES.index(o.size)]
     points = np.stack([centre, centre + radius * camera.matrix_world[:3, 0]])
-    middle, side = clevr.project(camera, points, width, height)  # type: ignore[arg-type]
+    middle, side = project(camera, points, width, height)[:, :2]
     return middle, float(np.linalg.norm(side - middle))
 
 
 def _draw_words(
-    axes: "Axes",
-    found: list[clevr.ClevrObject],
-    true: list[clevr.ClevrObject] | None,
+    axes: Axes,
+    found: list[ClevrObject],
+    true: list[ClevrObject] | None,
     partner: list[int],
 ) -> None:
     axes.set(xlim=(0, 1.1), xticks=[], yticks=[])
@@ -309,9 +315,3 @@ def _draw_words(
 
 def _cycle(number: int) -> list[str]:
     return [SERIES[i % len(SERIES)] for i in range(number)]
-
-
-def _plain(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e9ee", lw=0.7)
-    axes.set_axisbelow(True)

@@ -1,7 +1,8 @@
-"""Procedural CLEVR as a fixed data set: scenes drawn by index, rendered once, kept on disk."""
+"""Procedural CLEVR: from keys to images and objects, drawn as needed or as a fixed data set."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -11,18 +12,60 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from msdspn_jax import _check
 from msdspn_jax.clevr.cache import ClevrCache, load_cache, prepare_cache
 from msdspn_jax.clevr.files import Record, checked_index
 from msdspn_jax.clevr.objects import MAX_OBJECTS
-from msdspn_jax.clevr.render.trace import procedural_examples
-from msdspn_jax.clevr.sampling import MIN_OBJECTS
+from msdspn_jax.clevr.render.trace import render
+from msdspn_jax.clevr.sampling import MIN_OBJECTS, sample_scenes_from_keys
+from msdspn_jax.clevr.scene import scene_objects
 
 #: The procedural splits are disjoint streams of keys; test is what scores are reported on.
 SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}
 
 # Increased when the same key no longer gives the same image.
 _VERSION = 1
+
+
+@functools.partial(jax.jit, static_argnames=("size", "quality", "group", "num_objects"))
+def procedural_examples(
+    keys: PRNGKeyArray,
+    size: int | tuple[int, int] = 128,
+    *,
+    quality: str = "default",
+    group: int | None = None,
+    num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS),
+) -> tuple[UInt8[Array, "batch height width 3"], Float[Array, "batch 10 19"]]:
+    """Draw and render one fresh scene per key, so that an example depends on its own key alone.
+
+    Args:
+        keys: random keys [batch].
+        size, quality, group: as in :func:`render`.
+        num_objects: as in :func:`sampling.sample_scenes_from_keys`.
+
+    Returns:
+        Images, and objects in the layout of :mod:`msdspn_jax.clevr.objects`.
+    """
+    scenes = sample_scenes_from_keys(keys, group=group, num_objects=num_objects)
+    return render(scenes, size, quality=quality, group=group), scene_objects(scenes)
+
+
+def procedural_batch(
+    key: PRNGKeyArray,
+    batch: int,
+    size: int | tuple[int, int] = 128,
+    *,
+    quality: str = "default",
+    group: int | None = None,
+) -> tuple[UInt8[Array, "batch height width 3"], Float[Array, "batch 10 19"]]:
+    """Draw and render ``batch`` fresh scenes in one jitted call.
+
+    Example i is that of ``jax.random.split(key, batch)[i]``; see :func:`procedural_examples`.
+    """
+    keys = jax.random.split(key, batch)
+    return procedural_examples(keys, size, quality=quality, group=group)
 
 
 class ProceduralScenes:
@@ -44,15 +87,13 @@ class ProceduralScenes:
         """Describe a data set; nothing is rendered yet.
 
         Args:
-          split: "train", "val" or "test".
-          num: number of scenes.
-          size, quality, num_objects: see `procedural_examples`.
-          seed: another seed, other scenes.
+            split: "train", "val" or "test".
+            num: number of scenes.
+            size, quality, num_objects: see `procedural_examples`.
+            seed: another seed, other scenes.
         """
-        if split not in SPLIT_SEEDS:
-            raise ValueError(f"split: expected one of {', '.join(SPLIT_SEEDS)}, got {split!r}")
-        if num < 1:
-            raise ValueError(f"num: expected at least 1, got {num}")
+        _check.require_choice("split", split, SPLIT_SEEDS)
+        _check.require_positive("num", num)
         self.split, self.num, self.size, self.seed = split, num, size, seed
         self._options: dict[str, Any] = {"quality": quality, "num_objects": tuple(num_objects)}
         self._key = jax.random.fold_in(jax.random.key(SPLIT_SEEDS[split]), seed)
@@ -102,7 +143,7 @@ def rendered_set(
     May be interrupted and called again, see `prepare_cache`.
 
     Raises:
-      UserError: the folder cannot be written, or holds something else.
+        UserError: the folder cannot be written, or holds something else.
     """
     folder = Path(cache_dir) / source.fingerprint
     threads = os.cpu_count() or 1

@@ -28,8 +28,8 @@ class ClevrTfds:
     """One split of ``tfds.builder("clevr")``, prepared as array_record; no TensorFlow is needed.
 
     Args:
-      data_dir: where TensorFlow Datasets keeps its data (it holds ``clevr/3.1.0``).
-      split: ``"train"``, ``"val"`` or ``"test"``, or any split expression of TFDS.
+        data_dir: where TensorFlow Datasets keeps its data (it holds ``clevr/3.1.0``).
+        split: ``"train"``, ``"val"`` or ``"test"``, or any split expression of TFDS.
     """
 
     def __init__(self, data_dir: str | Path, split: str):
@@ -94,7 +94,7 @@ def open_source(path: str | Path, split: str) -> ClevrFolder | ClevrTfds:
     """Whichever of the two kinds of source is at ``path``.
 
     Raises:
-      UserError: neither is there.
+        UserError: neither is there.
     """
     if (clevr_root(path) / "images").is_dir():
         return ClevrFolder(path, split)
@@ -114,10 +114,10 @@ def convert_to_tfds(root: str | Path, data_dir: str | Path) -> Path:
     of the published splits whose images are there are converted.
 
     Returns:
-      The folder of the prepared data.
+        The folder of the prepared data.
 
     Raises:
-      UserError: a file is missing or damaged; nothing is left behind then.
+        UserError: a file is missing or damaged; nothing is left behind then.
     """
     root = clevr_root(root)
     splits = [split for split in SPLITS if (root / "images" / split).is_dir()]

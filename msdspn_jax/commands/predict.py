@@ -200,7 +200,7 @@ class Predict:
         import numpy as np
 
         from msdspn_jax._progress import ProgressBar
-        from msdspn_jax.clevr.objects import LAYOUT
+        from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
         width = min(self.batch_size, len(pictures))
         read = functools.partial(read_picture, size=predictor.size)
@@ -212,7 +212,7 @@ class Predict:
                     notes.skip(f"{reading.picture.path}: the prediction is not finite")
                     continue
                 notes.count(reading, predictor.size)
-                order = np.argsort(-array[:, LAYOUT.presence], kind="stable")
+                order = np.argsort(-array[:, CLEVR_LAYOUT.presence], kind="stable")
                 found.append((reading.picture, array[order]))
 
         with ProgressBar("predicting") as report, _pool() as pool:
@@ -243,8 +243,8 @@ class Predict:
         from rich.console import Console
         from rich.table import Table
 
+        from msdspn_jax.clevr.metrics import AP_THRESHOLDS, average_precision
         from msdspn_jax.clevr.objects import encode
-        from msdspn_jax.metrics import AP_THRESHOLDS, average_precision
 
         known = [(truth[p.path.name], array) for p, array in found if p.path.name in truth]
         if not any(scene.objects for scene, _ in known):
@@ -282,8 +282,9 @@ class Predict:
     ) -> None:
         from msdspn_jax import plots
         from msdspn_jax._progress import ProgressBar
+        from msdspn_jax.clevr.entries import scene_camera
         from msdspn_jax.clevr.files import decode_image, read_bytes
-        from msdspn_jax.clevr.objects import encode, scene_camera
+        from msdspn_jax.clevr.objects import encode
         from msdspn_jax.clevr.plots import scene as draw_scene
 
         folder = self.out / "pictures"
@@ -412,7 +413,8 @@ def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
 
 def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dict[str, Any]:
     """An entry of a scenes file, every object with its score."""
-    from msdspn_jax.clevr.objects import ClevrScene, decode, scene_to_json
+    from msdspn_jax.clevr.entries import scene_to_json
+    from msdspn_jax.clevr.objects import ClevrScene, decode
 
     objects = decode(elements, threshold=threshold)
     entry = scene_to_json(ClevrScene(picture.name, tuple(objects)))
@@ -424,8 +426,8 @@ def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dic
 
 def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
     """True scenes by file name."""
+    from msdspn_jax.clevr.entries import scene_camera
     from msdspn_jax.clevr.files import read_scenes
-    from msdspn_jax.clevr.objects import scene_camera
 
     scenes = {scene.image_filename: scene for scene in read_scenes(path)}
     counts = Counter(p.path.name for p in pictures if p.path.name in scenes)
@@ -441,7 +443,7 @@ def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
 
 def _list(entries: list[dict[str, Any]]) -> None:
     """The objects of the first images, in words."""
-    from msdspn_jax.clevr.objects import parse_scene
+    from msdspn_jax.clevr.entries import parse_scene
 
     for entry in entries[:_LISTED]:
         number = len(entry["objects"])

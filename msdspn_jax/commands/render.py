@@ -103,9 +103,9 @@ class Render:
         return entries
 
     def _from_file(self) -> Iterator[tuple[int, Any, list]]:
+        from msdspn_jax.clevr.entries import scene_to_json
         from msdspn_jax.clevr.files import read_scenes
-        from msdspn_jax.clevr.objects import scene_to_json
-        from msdspn_jax.clevr.sampling import scene_arrays, setting_entry, stack_scenes
+        from msdspn_jax.clevr.scene import scene_arrays, setting_entry, stack_scenes
 
         parsed = read_scenes(self.scenes)[: self.num]  # type: ignore[arg-type]
         if not parsed:
@@ -127,7 +127,8 @@ class Render:
         import jax
         import jax.numpy as jnp
 
-        from msdspn_jax.clevr.sampling import sample_scenes_from_keys, scene_entry
+        from msdspn_jax.clevr.sampling import sample_scenes_from_keys
+        from msdspn_jax.clevr.scene import scene_entry
 
         assert self.num is not None
         assert self.seed is not None

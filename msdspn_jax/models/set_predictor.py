@@ -1,8 +1,8 @@
-"""Set prediction by energy minimisation: DSPN and iDSPN, which differ in `gradient` alone."""
+"""Set prediction by energy minimisation: DSPN and iDSPN, which differ in the adjoint alone."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from msdspn_jax import _check
-from msdspn_jax.adjoints import Gradient, Projection, identity, unrolled
 from msdspn_jax.descent import Minimum, minimise
-from msdspn_jax.energy import Context, latent_energy
+from msdspn_jax.energy import Context, Energy, LatentEnergy, latent_energy
+from msdspn_jax.models.inner import DEFAULTS, Inner
 from msdspn_jax.set_encoder import SetEncoder
 
 INITIAL_SETS = ("learned", "random")
@@ -32,6 +32,15 @@ def random_initial_sets(
     return jax.vmap(draw)(keys)
 
 
+class _Encode(NamedTuple):
+    """g as a function of its parameters alone: a value, as the module is."""
+
+    encoder: SetEncoder
+
+    def __call__(self, params: Any, *arguments: jax.Array) -> jax.Array:
+        return self.encoder.apply({"params": params}, *arguments)  # type: ignore[return-value]
+
+
 class SetDecoder(nn.Module):
     """From a latent vector to the set that minimises E(Y; z, θ) (paper, section 3).
 
@@ -39,34 +48,19 @@ class SetDecoder(nn.Module):
         set_size: n.
         set_dim: d.
         hidden_dim: width of the energy's set encoder.
-        num_steps: inner steps; `__call__` can override them, at evaluation for instance.
-        learning_rate: inner step size.
-        momentum: inner momentum, of Nesterov's kind where it is not zero.
-        optimizer: an optax transformation in place of the two above.
-        max_grad_norm: per-set clipping of the inner gradient; None for none.
-        gradient: how the minimum is differentiated: `identity()` is iDSPN, `unrolled()` is DSPN.
+        inner: the inner minimisation; its adjoint makes this DSPN or iDSPN. What it leaves open is
+            as in `models.inner.DEFAULTS`.
+        optimizer: an optax transformation in place of step size and momentum.
         initial_set: "learned" (one set, shared by all), or "random" (drawn for every set).
-        proximity: weight of the energy's pull towards the initial set.
-        pool: see `SetEncoder`.
-        relational: see `SetEncoder`.
-        projection: onto the feasible sets, e.g. `projections.simplex`.
         rank_method: see `SetEncoder`.
     """
 
     set_size: int
     set_dim: int
     hidden_dim: int = 512
-    num_steps: int = 20
-    learning_rate: float = 1.0
-    momentum: float = 0.9
+    inner: Inner = Inner()
     optimizer: optax.GradientTransformation | None = None
-    max_grad_norm: float | None = None
-    gradient: Gradient = identity()
     initial_set: str = "learned"
-    proximity: float = 0.1
-    pool: str = "fspool"
-    relational: bool = False
-    projection: Projection | None = None
     rank_method: str = "auto"
 
     @nn.compact
@@ -78,9 +72,7 @@ class SetDecoder(nn.Module):
         mask: Bool[Array, "batch n"] | None = None,
         keys: Key[Array, " batch"] | None = None,
         initial_sets: Float[Array, "batch n d"] | None = None,
-        num_steps: int | None = None,
-        tolerance: float | None = None,
-        return_trajectory: bool = False,
+        **options: Any,
     ) -> Minimum:
         """Decode.
 
@@ -90,51 +82,53 @@ class SetDecoder(nn.Module):
             mask: elements that are there, for sets of varying size.
             keys: one key for every set; needed for random initial sets and not otherwise.
             initial_sets: start here instead.
-            num_steps: inner steps, in place of the attribute.
-            tolerance: see `minimise`.
-            return_trajectory: see `minimise`.
+            **options: of `minimise`, in place of those that the attributes say: ``num_steps`` at
+                evaluation, ``tolerance``, ``return_trajectory``.
         """
         _check.require_rank("latent", latent, 2, "batch latent")
         _check.require_choice("initial_set", self.initial_set, INITIAL_SETS)
         batch, n, d = latent.shape[0], self.set_size, self.set_dim
         start = self._start(batch, keys, initial_sets).astype(latent.dtype)
-
-        encoder = SetEncoder(
-            self.hidden_dim,
-            latent.shape[-1],
-            n,
-            pool=self.pool,
-            relational=self.relational,
-            rank_method=self.rank_method,
-            parent=None,
-        )
         width = d + (0 if inputs is None else inputs.shape[-1])
+        encoder = self._encoder(latent.shape[-1])
         params = self.param(
             "energy_encoder", lambda key: encoder.init(key, jnp.zeros((1, n, width)))["params"]
         )
+        energy = self._energy(encoder)
+        context = Context(latent, start if energy.proximity else None, inputs, mask)
+        settings = self.inner.or_else(DEFAULTS).options()
+        if self.optimizer is not None:
+            settings["optimizer"] = self.optimizer
+        given = {name: value for name, value in options.items() if value is not None}
+        return minimise(energy, params, context, start, **(settings | given))
 
-        def encode(params, *args) -> jax.Array:
-            return encoder.apply({"params": params}, *args)  # type: ignore[return-value]
+    def energy(self, variables: Any, latent_dim: int) -> tuple[Energy, Any]:
+        """The energy that the decoder minimises, and its parameters within ``variables``.
 
-        return minimise(
-            latent_energy(encode, proximity=self.proximity),
-            params,
-            Context(latent, start if self.proximity else None, inputs, mask),
-            start,
-            optimizer=self._optimizer(),
-            num_steps=self.num_steps if num_steps is None else num_steps,
-            projection=self.projection,
-            max_grad_norm=self.max_grad_norm,
-            gradient=self.gradient,
-            tolerance=tolerance,
-            return_trajectory=return_trajectory,
+        For `minimise` and `suggest_step_size` on a trained model. The energy's context is a
+        `Context` of latents, initial sets (with a proximity) and inputs (if conditioned).
+
+        Args:
+            variables: of this module.
+            latent_dim: width of z.
+        """
+        params = variables.get("params", variables)["energy_encoder"]
+        return self._energy(self._encoder(latent_dim)), params
+
+    def _encoder(self, latent_dim: int) -> SetEncoder:
+        pool = self.inner.or_else(DEFAULTS).pool
+        return SetEncoder(
+            self.hidden_dim,
+            latent_dim,
+            self.set_size,
+            pool="fspool" if pool == "relation" else pool,
+            relational=pool == "relation",
+            rank_method=self.rank_method,
+            parent=None,
         )
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        if self.optimizer is not None:
-            return self.optimizer
-        momentum = self.momentum or None
-        return optax.sgd(self.learning_rate, momentum=momentum, nesterov=momentum is not None)
+    def _energy(self, encoder: SetEncoder) -> LatentEnergy:
+        return latent_energy(_Encode(encoder), proximity=self.inner.or_else(DEFAULTS).proximity)
 
     def _start(self, batch, keys, given):
         shape = (self.set_size, self.set_dim)
@@ -194,7 +188,7 @@ def set_autoencoder(
     set_dim: int,
     hidden_dim: int = 512,
     latent_dim: int = 512,
-    input_pool: str = "fspool",
+    inner: Inner = Inner(),  # noqa: B008 (a value)
     **decoder_options: Any,
 ) -> SetPredictor:
     """A `SetPredictor` from sets to sets of the same shape (paper, section 4.2).
@@ -204,15 +198,19 @@ def set_autoencoder(
         set_dim: d.
         hidden_dim: width of both set encoders.
         latent_dim: width of z.
-        input_pool: pool of the input encoder; the decoder's is its own option ``pool``.
-        **decoder_options: attributes of `SetDecoder`, first of all ``gradient``.
+        inner: the inner minimisation; its pool is that of both set encoders, except
+            that the input encoder does not look at pairs.
+        **decoder_options: further attributes of `SetDecoder`.
+
+    Example:
+        >>> model = set_autoencoder(set_size=4, set_dim=2, inner=Inner(adjoint=unrolled()))
+        >>> sets = jnp.ones((1, 4, 2))
+        >>> model.apply(model.init(jax.random.key(0), sets), sets).sets.shape
+        (1, 4, 2)
     """
-    return SetPredictor(
-        encoder=SetEncoder(hidden_dim, latent_dim, set_size, pool=input_pool),
-        decoder=SetDecoder(set_size, set_dim, hidden_dim, **decoder_options),
+    pool = inner.or_else(DEFAULTS).pool
+    encoder = SetEncoder(
+        hidden_dim, latent_dim, set_size, pool="fspool" if pool == "relation" else pool
     )
-
-
-def gradient_of(model: str) -> Gradient:
-    """The one argument in which the two models of the paper differ: "idspn" or "dspn"."""
-    return _check.lookup("model", model, {"idspn": identity, "dspn": unrolled})()
+    decoder = SetDecoder(set_size, set_dim, hidden_dim, inner=inner, **decoder_options)
+    return SetPredictor(encoder=encoder, decoder=decoder)

@@ -6,9 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax import _check
-from msdspn_jax.losses import smooth_l1
-from msdspn_jax.matching import assignment as matching
-from msdspn_jax.metrics import CLEVR_LAYOUT, ObjectLayout
 from msdspn_jax.models.resnet import unit_range
 
 
@@ -84,7 +81,7 @@ class SlotAttention(nn.Module):
 class SlotAttentionPredictor(nn.Module):
     """Images to sets by Slot Attention; elements are sigmoids, positions in [0, 1].
 
-    `to_clevr_layout` turns a prediction into the layout that metrics and figures read.
+    `msdspn_jax.clevr.slots` has the targets and the loss that CLEVR's sets ask for.
 
     Attributes:
       set_size: number of slots, n.
@@ -177,52 +174,3 @@ def _position_grid(height: int, width: int) -> Float[Array, "h w 4"]:
     """(x, y, 1 - x, 1 - y) of every place, from 0 at one edge to 1 at the other."""
     y, x = jnp.meshgrid(jnp.linspace(0, 1, height), jnp.linspace(0, 1, width), indexing="ij")
     return jnp.stack([x, y, 1 - x, 1 - y], axis=-1)
-
-
-# Targets and loss -------------------------------------------------------------------------------
-
-
-def from_clevr_layout(
-    objects: Float[Array, "*batch d"], *, layout: ObjectLayout = CLEVR_LAYOUT
-) -> Float[Array, "*batch d"]:
-    """Sets as Slot Attention wants them: positions [-1, 1] become [0, 1]; absent ones stay zero."""
-    position = (objects[..., layout.position] + 1) / 2
-    moved = objects.at[..., layout.position].set(position)
-    return jnp.where(objects[..., layout.presence, None] > 0.5, moved, objects)
-
-
-def to_clevr_layout(
-    prediction: Float[Array, "*batch d"], *, layout: ObjectLayout = CLEVR_LAYOUT
-) -> Float[Array, "*batch d"]:
-    """Predicted sets in the layout of data and metrics: positions [0, 1] become [-1, 1]."""
-    return prediction.at[..., layout.position].multiply(2).at[..., layout.position].add(-1)
-
-
-def slot_loss(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch n d"],
-    *,
-    position_weight: float = 1.0,
-    method: matching.Method = "auto",
-    layout: ObjectLayout = CLEVR_LAYOUT,
-) -> Float[Array, " batch"]:
-    """Huber distance (δ = 1, mean over d) of the best matching, summed over the matched pairs.
-
-    Args:
-      prediction: as `SlotAttentionPredictor` gives it.
-      target: as `from_clevr_layout` gives it.
-      position_weight: factor on the position's share, in the matching as well; above 1 in the
-        variants * and † of the iDSPN paper's table.
-      method: solver of the assignment problem, see `matching.assign`.
-      layout: which features are the position.
-    """
-    if prediction.shape != target.shape or prediction.ndim != 3:
-        raise ValueError(
-            "prediction and target: expected the same shape [batch, n, d], got "
-            f"{prediction.shape} and {target.shape}"
-        )
-    _check.require_positive("position_weight", position_weight)
-    weights = jnp.ones(prediction.shape[-1]).at[layout.position].set(position_weight)
-    cost = jnp.mean(weights * smooth_l1(prediction[:, :, None] - target[:, None]), axis=-1)
-    assignment = matching.assign(jax.lax.stop_gradient(cost), method=method)
-    return matching.matched_cost(cost, assignment)

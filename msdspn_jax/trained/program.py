@@ -200,8 +200,8 @@ def _without_source_locations() -> Iterator[None]:
 def layout_settings() -> dict[str, Any]:
     """What the features of an element mean, as JSON can hold it."""
     return {
-        "position": [clevr.LAYOUT.position.start, clevr.LAYOUT.position.stop],
-        "position_scale": clevr.POSITION_SCALE,
+        "position": [clevr.CLEVR_LAYOUT.position.start, clevr.CLEVR_LAYOUT.position.stop],
+        "position_scale": clevr.CLEVR_LAYOUT.position_scale,
         "attributes": [
             {
                 "name": name,
@@ -210,7 +210,7 @@ def layout_settings() -> dict[str, Any]:
             }
             for name, values in clevr.ATTRIBUTES.items()
         ],
-        "presence": clevr.LAYOUT.presence,
+        "presence": clevr.CLEVR_LAYOUT.presence,
     }
 
 

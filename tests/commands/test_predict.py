@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msdspn_jax import cli
-from msdspn_jax.clevr import files as clevr_files
 from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.clevr.entries import scene_to_json
+from msdspn_jax.clevr.files import ClevrFolder, read_scenes, resize_image
 from msdspn_jax.commands.predict import unique_names
 from msdspn_jax.trained import program as programs
 from msdspn_jax.trained import weights
@@ -80,7 +81,7 @@ def test_images_of_all_sizes_become_scenes_and_pictures(run, tmp_path, capsys):
         "shape": "cube", "size": "large", "material": "metal", "color": "red", "score": 0.75,
         "3d_coords": pytest.approx([1.0, 2.0, 0.7]),
     }  # fmt: skip
-    scenes = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")
+    scenes = read_scenes(tmp_path / "out" / "predictions.json")
     assert [s.image_filename for s in scenes] == ["a.png", "b.JPG", "c.png"]
     xs = [s.objects[1].position[0] for s in scenes]
     np.testing.assert_allclose(xs, [1.0, 2.0, 0.0], atol=0.05)  # JPEG is lossy.
@@ -97,7 +98,7 @@ def test_predictions_beside_their_images_are_a_clevr_folder(run, tmp_path):
     scenes = tmp_path / "root" / "scenes"
     assert not (scenes / "pictures").exists()
     (scenes / "predictions.json").rename(scenes / "CLEVR_val_scenes.json")
-    record = clevr_files.ClevrFolder(tmp_path / "root", "val")[0]
+    record = ClevrFolder(tmp_path / "root", "val")[0]
     expected = np.asarray(see(record["image"][None]))[0]
     np.testing.assert_allclose(record["objects"][:2], expected[[2, 0]], rtol=1e-6)
 
@@ -106,8 +107,8 @@ def test_images_are_squashed_as_the_data_pipeline_does(run, tmp_path):
     noise = np.random.default_rng(3).integers(0, 200, (32, 48, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     assert run(tmp_path / "noise.png", **{"no-pictures": True}) == 0
-    scene = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0]
-    green = clevr_files.resize_image(noise, SIZE)[0, 0, 1]
+    scene = read_scenes(tmp_path / "out" / "predictions.json")[0]
+    green = resize_image(noise, SIZE)[0, 0, 1]
     assert scene.objects[1].position[0] == pytest.approx(green / 64)
 
 
@@ -129,7 +130,7 @@ def test_wrong_files_are_named_and_skipped(run, tmp_path, capsys):
         assert f"skipped: {path}" in errors
     assert "nan.png: the prediction is not finite" in errors
     assert "6 skipped" in errors
-    scenes = clevr_files.read_scenes(tmp_path / "out" / "predictions.json")
+    scenes = read_scenes(tmp_path / "out" / "predictions.json")
     assert [s.image_filename for s in scenes] == ["good.png"]
 
     assert run(*wrong, out="none") == 1
@@ -165,7 +166,7 @@ def test_the_truth_gives_average_precision(run, tmp_path, capsys):
     true = [o for o in OBJECTS if o.score > 0.5]
     scenes = [clevr.ClevrScene(f"{i}.png", tuple(true)) for i in range(2)]
     truth = tmp_path / "truth.json"
-    truth.write_text(json.dumps({"scenes": [clevr.scene_to_json(s) for s in scenes]}))
+    truth.write_text(json.dumps({"scenes": [scene_to_json(s) for s in scenes]}))
     assert run(*images, scenes=truth) == 0
     text = capsys.readouterr().out
     assert "not scored: 1" in text
@@ -186,11 +187,11 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
     image = picture(tmp_path / "a.png")
     quiet = {"no-pictures": True}
     assert run(image, threshold=0.1, **quiet) == 0
-    assert len(clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0].objects) == 3
+    assert len(read_scenes(tmp_path / "out" / "predictions.json")[0].objects) == 3
     assert run(image, threshold=5, **quiet) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run(image, threshold=5, overwrite=True, **quiet) == 0
-    assert clevr_files.read_scenes(tmp_path / "out" / "predictions.json")[0].objects == ()
+    assert read_scenes(tmp_path / "out" / "predictions.json")[0].objects == ()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from msdspn_jax import cli
-from msdspn_jax.clevr import files as clevr_files
+from msdspn_jax.clevr.files import ClevrFolder
 
 BLENDER = pathlib.Path(__file__).parents[1] / "data" / "clevr_blender" / "CLEVR_calib_scenes.json"
 
@@ -18,14 +18,14 @@ def run(*argv):
 def test_fresh_scenes_are_a_clevr_folder_and_render_again(tmp_path, capsys):
     small = ("--size", 16, "--quality", "fast")
     assert run("--seed", 1, "--num", 2, *small, "--split", "val", "--out", tmp_path / "a") == 0
-    folder = clevr_files.ClevrFolder(tmp_path / "a", "val")
+    folder = ClevrFolder(tmp_path / "a", "val")
     assert len(folder) == 2
     record = folder[1]
     assert record["image"].shape == (16, 16, 3)
     assert record["file_name"] == "CLEVR_val_000001.png"
     scenes = tmp_path / "a" / "scenes" / "CLEVR_val_scenes.json"
     assert run("--scenes", scenes, *small, "--split", "val", "--out", tmp_path / "b") == 0
-    again = clevr_files.ClevrFolder(tmp_path / "b", "val")
+    again = ClevrFolder(tmp_path / "b", "val")
     for i in range(2):
         np.testing.assert_array_equal(again[i]["image"], folder[i]["image"])
         np.testing.assert_array_equal(again[i]["objects"], folder[i]["objects"])

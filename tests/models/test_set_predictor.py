@@ -5,15 +5,18 @@ import numpy as np
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax.models.set_predictor import gradient_of
 
 KEY = jax.random.key(0)
 SETS = jax.random.normal(KEY, (3, 4, 2))
-SMALL = {"set_size": 4, "set_dim": 2, "hidden_dim": 8, "latent_dim": 6, "num_steps": 3}
+SMALL = {"set_size": 4, "set_dim": 2, "hidden_dim": 8, "latent_dim": 6}
+THREE = ms.Inner(num_steps=3)
 
 
-def test_dspn_and_idspn_differ_in_the_gradient_alone():
-    predictors = [ms.set_autoencoder(**SMALL, gradient=gradient_of(m)) for m in ("idspn", "dspn")]
+def test_dspn_and_idspn_differ_in_the_adjoint_alone():
+    predictors = [
+        ms.set_autoencoder(**SMALL, inner=ms.Inner(num_steps=3, adjoint=adjoint))
+        for adjoint in (ms.identity(), ms.unrolled())
+    ]
     params = predictors[0].init(KEY, SETS)
     chex.assert_trees_all_equal_structs(params, predictors[1].init(KEY, SETS))
 
@@ -30,7 +33,9 @@ def test_dspn_and_idspn_differ_in_the_gradient_alone():
 
 
 def test_random_initial_sets_come_from_the_keys_alone():
-    model = ms.set_autoencoder(**SMALL, initial_set="random", proximity=0.0)
+    model = ms.set_autoencoder(
+        **SMALL, inner=ms.Inner(num_steps=3, proximity=0.0), initial_set="random"
+    )
     params = model.init(KEY, SETS)
     assert "initial_set" not in params["params"]["decoder"]
     keys = jax.random.split(KEY, 3)
@@ -44,7 +49,7 @@ def test_random_initial_sets_come_from_the_keys_alone():
 
 
 def test_number_of_steps_can_change_at_evaluation():
-    model = ms.set_autoencoder(**SMALL)
+    model = ms.set_autoencoder(**SMALL, inner=THREE)
     params = model.init(KEY, SETS)
     few, same, more = (
         model.apply(params, SETS, num_steps=steps, return_trajectory=True) for steps in (None, 3, 6)
@@ -54,9 +59,9 @@ def test_number_of_steps_can_change_at_evaluation():
     chex.assert_trees_all_close(more.trajectory.sets[3], few.sets, atol=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["sum", "mean", "fspool"])
+@pytest.mark.parametrize("pool", ["sum", "mean", "relation"])
 def test_pools_and_relational_encoders_train(pool):
-    model = ms.set_autoencoder(**SMALL, pool=pool, relational=pool == "fspool")
+    model = ms.set_autoencoder(**SMALL, inner=ms.Inner(num_steps=3, pool=pool))
     params = model.init(KEY, SETS)
     grads = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, SETS).sets ** 2)))(params)
     chex.assert_tree_all_finite(grads)
@@ -64,7 +69,9 @@ def test_pools_and_relational_encoders_train(pool):
 
 
 def test_errors():
-    model = ms.set_autoencoder(**SMALL, initial_set="random", proximity=0.0)
+    model = ms.set_autoencoder(
+        **SMALL, inner=ms.Inner(num_steps=3, proximity=0.0), initial_set="random"
+    )
     params = model.init(KEY, SETS)
     with pytest.raises(ValueError, match="keys: expected one key for every set"):
         model.apply(params, SETS)
@@ -74,5 +81,3 @@ def test_errors():
         model.apply(params, SETS, initial_sets=jnp.ones((3, 4, 3)))
     with pytest.raises(ValueError, match="initial_set: expected one of"):
         ms.set_autoencoder(**SMALL, initial_set="zeros").init(KEY, SETS)
-    with pytest.raises(ValueError, match="model: expected one of 'idspn', 'dspn'"):
-        gradient_of("spn")

@@ -7,17 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.optimize
 
-from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.clevr.slots import slot_loss
 from msdspn_jax.models.slot_attention import (
     ConvFeatures,
     SlotAttention,
     SlotAttentionPredictor,
     SlotMLPPredictor,
-    from_clevr_layout,
-    slot_loss,
-    to_clevr_layout,
 )
 
 
@@ -152,29 +148,3 @@ def test_every_parameter_gets_a_gradient(kind):
     gradient = jax.jit(jax.grad(lambda v: slot_loss(predict(v, images), target).sum()))(variables)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.abs(leaf).max() > 0, path
-
-
-def test_layouts_round_trip():
-    objects = clevr.encode([clevr.ClevrObject("cube", "large", "metal", "red", (-3.0, 0.0, 0.75))])
-    ours = from_clevr_layout(jnp.asarray(objects))
-    np.testing.assert_allclose(ours[0, :3], [0, 0.5, 0.625])
-    np.testing.assert_array_equal(ours[0, 3:], objects[0, 3:])
-    assert not ours[1:].any()
-    np.testing.assert_allclose(to_clevr_layout(ours)[0], objects[0], atol=1e-7)
-
-
-def test_loss_is_the_sum_of_the_best_matching():
-    rng = np.random.default_rng(0)
-    prediction, target = rng.uniform(-2, 2, (2, 3, 4, 19)).astype(np.float32)
-    for weight in (1.0, 5.0):
-        difference = np.abs(prediction[:, :, None] - target[:, None])
-        huber = np.where(difference < 1, difference**2 / 2, difference - 0.5)
-        huber[..., :3] *= weight
-        cost = huber.mean(-1)
-        expected = [c[scipy.optimize.linear_sum_assignment(c)].sum() for c in cost]
-        ours = slot_loss(jnp.asarray(prediction), jnp.asarray(target), position_weight=weight)
-        np.testing.assert_allclose(ours, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="position_weight: expected a number > 0"):
-        slot_loss(jnp.asarray(prediction), jnp.asarray(target), position_weight=0.0)
-    with pytest.raises(ValueError, match="the same shape"):
-        slot_loss(jnp.asarray(prediction), jnp.asarray(target)[:, :2])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msdspn_jax import metrics
+from msdspn_jax.clevr import metrics
 from msdspn_jax.clevr import objects as layout
 from msdspn_jax.clevr.cache import cache_folder, prepare_cache
 from msdspn_jax.errors import UserError

@@ -1,7 +1,4 @@
-"""Where rays meet a CLEVR scene: camera, bodies, ground.
-
-Vectors are tuples ``(x, y, z)`` of arrays rather than arrays with a last axis of three: every
-formula is then elementwise, and XLA fuses a whole intersection into one loop over rays.
+"""Where rays meet a CLEVR scene: bodies and ground.
 
 Bodies are the generator's three meshes in closed form, in units of the body's radius r: a ball of
 radius 0.9992; a box of half side 1, and a cylinder of radius and half height 1, both rounded. A
@@ -10,23 +7,19 @@ signed distance finds the rounded surface. The signed distance of a convex body 
 ray, so that Newton from outside never overshoots, and a slope that turns positive is a miss.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Vec = tuple[Any, Any, Any]
-"""x, y and z: arrays (or numbers) that broadcast."""
+from msdspn_jax.clevr.objects import SHAPES
+from msdspn_jax.clevr.scene import RADII, Scene
+from msdspn_jax.clevr.vectors import Vec, add, dot, normalise, scale, where
 
-MAX_OBJECTS = 10
-SPHERE, CUBE, CYLINDER = 0, 1, 2
+SPHERE, CUBE, CYLINDER = (SHAPES.index(name) for name in ("sphere", "cube", "cylinder"))
 SPHERE_RADIUS = 0.9992
 ROUNDING = (0.0, 0.18, 0.06)
-
-REFERENCE_WIDTH, REFERENCE_HEIGHT = 480, 320
-FOCAL_PIXELS = 525.0
-"""Focal length in pixels of the 480x320 image: 35 mm lens, 32 mm sensor."""
 
 FAR = 1e6
 
@@ -65,99 +58,22 @@ class Bodies(NamedTuple):
     """The scene's index of each body."""
 
 
-def bodies(
-    positions: Float[Array, "10 3"],
-    radius: Float[Array, "10"],
-    shape: Int[Array, "10"],
-    rotation: Float[Array, "10"],
-    present: Bool[Array, "10"],
-) -> Bodies:
-    """Sort one scene's objects by shape; absent ones last."""
-    rank = jnp.where(present, shape, 3)
+def scene_bodies(scene: Scene) -> Bodies:
+    """Sort the objects of one scene (no batch axes) by shape; absent ones last."""
+    rank = jnp.where(scene.present, scene.shape, 3)
     order = jnp.argsort(rank, stable=True)
     first = jnp.sum(rank[:, None] < jnp.arange(4)[None, :], axis=0)
     # The generator hands degrees to a field that takes radians; kept, for the images show it.
-    angle = rotation[order]
+    angle = scene.rotation[order]
     return Bodies(
-        x=positions[order, 0],
-        y=positions[order, 1],
-        radius=radius[order],
+        x=scene.positions[order, 0],
+        y=scene.positions[order, 1],
+        radius=jnp.asarray(RADII)[scene.size][order],
         cos=jnp.cos(angle),
         sin=jnp.sin(angle),
         first=first,
         order=order,
     )
-
-
-def add(a: Vec, b: Vec) -> Vec:
-    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
-
-
-def sub(a: Vec, b: Vec) -> Vec:
-    return a[0] - b[0], a[1] - b[1], a[2] - b[2]
-
-
-def scale(a: Vec, s) -> Vec:
-    return a[0] * s, a[1] * s, a[2] * s
-
-
-def dot(a: Vec, b: Vec) -> jax.Array:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-
-
-def cross(a: Vec, b: Vec) -> Vec:
-    return (
-        a[1] * b[2] - a[2] * b[1],
-        a[2] * b[0] - a[0] * b[2],
-        a[0] * b[1] - a[1] * b[0],
-    )
-
-
-def normalise(a: Vec) -> Vec:
-    return scale(a, jax.lax.rsqrt(jnp.maximum(dot(a, a), 1e-20)))
-
-
-def where(condition, a: Vec, b: Vec) -> Vec:
-    x, y, z = (jnp.where(condition, p, q) for p, q in zip(a, b, strict=True))
-    return x, y, z
-
-
-def unstack(a: Float[Array, "*batch 3"]) -> Vec:
-    return a[..., 0], a[..., 1], a[..., 2]
-
-
-def tracking_axes(location: Float[Array, "*batch 3"]) -> tuple[Vec, Vec, Vec]:
-    """Right, up and backward axes of a camera or lamp at ``location`` that looks at the origin."""
-    backward = normalise(unstack(location))
-    right = normalise((-backward[1], backward[0], jnp.zeros_like(backward[0])))
-    return right, cross(backward, right), backward
-
-
-def camera_ray(
-    camera: Float[Array, "3"], u: Float[Array, "*rays"], v: Float[Array, "*rays"]
-) -> Vec:
-    """Unit directions through (u, v), in pixels of the 480x320 image, v downwards."""
-    right, up, backward = tracking_axes(camera)
-    dx = (u - REFERENCE_WIDTH / 2) / FOCAL_PIXELS
-    dy = (REFERENCE_HEIGHT / 2 - v) / FOCAL_PIXELS
-    direction = add(add(scale(right, dx), scale(up, dy)), scale(backward, -1.0))
-    return normalise(direction)
-
-
-def project(
-    camera: Float[Array, "*batch 3"], points: Float[Array, "*batch n 3"]
-) -> Float[Array, "*batch n 3"]:
-    """(u, v, depth) of points: u right and v down in pixels of the 480x320 image, depth in units.
-
-    The generator's ``pixel_coords`` are these, u and v truncated to integers.
-    """
-    axes = tuple(tuple(a[..., None] for a in axis) for axis in tracking_axes(camera))
-    offset = unstack(points - camera[..., None, :])
-    right, up, backward = (dot(offset, axis) for axis in axes)  # type: ignore
-    depth = -backward
-    u = REFERENCE_WIDTH / 2 + FOCAL_PIXELS * right / depth
-    v = REFERENCE_HEIGHT / 2 - FOCAL_PIXELS * up / depth
-    return jnp.stack([u, v, depth], axis=-1)
 
 
 # Bodies ---------------------------------------------------------------------------------------

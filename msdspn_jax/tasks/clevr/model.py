@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax.adjoints import parse_gradient
 from msdspn_jax.clevr.objects import MAX_OBJECTS, NUM_FEATURES
+from msdspn_jax.clevr.slots import from_clevr_layout, slot_loss, to_clevr_layout
 from msdspn_jax.descent import Minimum
 from msdspn_jax.losses import hungarian_loss
 from msdspn_jax.models.resnet import STAGES, ResNet
@@ -19,9 +20,6 @@ from msdspn_jax.models.set_predictor import SetDecoder, SetPredictor, gradient_o
 from msdspn_jax.models.slot_attention import (
     SlotAttentionPredictor,
     SlotMLPPredictor,
-    from_clevr_layout,
-    slot_loss,
-    to_clevr_layout,
 )
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import Variables

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msdspn_jax.clevr.metrics import AP_THRESHOLDS
 from msdspn_jax.errors import UserError
-from msdspn_jax.metrics import AP_THRESHOLDS
 
 # What makes a run comparable with the published ones (paper, section 4.3).
 PUBLISHED_SETTING = {"size": 128, "set_size": 10, "max_objects": 10}
@@ -76,7 +76,7 @@ def report(argv: list[str]) -> int:
 
     from msdspn_jax import plots
     from msdspn_jax._files import write_text
-    from msdspn_jax.clevr import plots as plots_clevr
+    from msdspn_jax.clevr import plots as clevr_plots
 
     options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
     rows = collect(options.runs)
@@ -94,7 +94,7 @@ def report(argv: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         write_text(options.out / "results.md", text)
         write_text(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
-        figure = plots_clevr.curves_by_model({row.label: row.curves for row in rows})
+        figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
         plots.save(figure, options.out / "curves.png")
     except OSError as error:
         raise UserError(f"cannot write to {options.out}: {error.strerror}; choose --out") from error

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
-from msdspn_jax import metrics
+from msdspn_jax.clevr import metrics
+from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 from msdspn_jax.tasks.clevr.model import ENERGY_MODELS, Predictor
 from msdspn_jax.training.task import Variables
 
@@ -98,13 +99,13 @@ def draw_figures(
     its numbers in inner_steps.json: average precision by number of inner steps.
     """
     from msdspn_jax import plots
-    from msdspn_jax.clevr import plots as plots_clevr
+    from msdspn_jax.clevr import plots as clevr_plots
 
     config = predictor.config
     key = jax.random.key(0)
     prediction, _ = predict_all(predictor, variables, images, objects, key)
     count = min(6, len(images))
-    panels = plots_clevr.scenes(
+    panels = clevr_plots.scenes(
         list(images[:count]), list(prediction[:count]), list(objects[:count])
     )
     plots.save(panels, folder / "predictions.png")
@@ -114,7 +115,7 @@ def draw_figures(
         )
         for threshold in metrics.AP_THRESHOLDS
     }
-    plots.save(plots_clevr.precision_recall_curves(curves), folder / "precision_recall.png")
+    plots.save(clevr_plots.precision_recall_curves(curves), folder / "precision_recall.png")
     plots.save(_error_figure({config.model: prediction}, objects), folder / "errors.png")
     if config.model not in ENERGY_MODELS:
         return
@@ -128,7 +129,7 @@ def draw_figures(
     (folder / "inner_steps.json").write_text(json.dumps(by_steps, indent=1) + "\n")
     names = [f"ap_{threshold:g}" for threshold in metrics.AP_THRESHOLDS]
     lines = {k: np.array([values[name] for name in names]) for k, values in by_steps.items()}
-    figure = plots_clevr.average_precision_by_steps(
+    figure = clevr_plots.average_precision_by_steps(
         lines, metrics.AP_THRESHOLDS, protocol="per image"
     )
     plots.save(figure, folder / "inner_steps.png")
@@ -136,13 +137,13 @@ def draw_figures(
 
 def _error_figure(predictions: Mapping[str, np.ndarray], objects: np.ndarray):
     """Errors by attribute, and distance by number of objects, of one or several models."""
-    from msdspn_jax.clevr import plots as plots_clevr
+    from msdspn_jax.clevr import plots as clevr_plots
 
     by_attribute, by_number = {}, {}
     for name, prediction in predictions.items():
         wrong = metrics.attribute_errors(prediction, objects)
-        attributes = (*metrics.CLEVR_LAYOUT.attributes, "presence")
+        attributes = (*CLEVR_LAYOUT.attributes, "presence")
         by_attribute[name] = {a: float(np.nanmean(wrong[a])) for a in attributes}
         means = metrics.mean_by_number_of_objects(wrong["position"], objects)
         by_number[name] = {number: float(value) for number, value in means.items()}
-    return plots_clevr.errors(by_attribute, by_number)
+    return clevr_plots.errors(by_attribute, by_number)

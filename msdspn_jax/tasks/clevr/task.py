@@ -45,29 +45,27 @@ def load_split(config: Config, split: Literal["train", "val", "test"]):
     Raises:
       UserError: the data is missing or damaged, or has fewer images than asked for.
     """
-    from msdspn_jax.clevr import cache as clevr_cache
-    from msdspn_jax.clevr import procedural as clevr_procedural
-    from msdspn_jax.clevr import tfds as clevr_tfds
+    from msdspn_jax.clevr.cache import cache_folder, load_cache, prepare_cache
+    from msdspn_jax.clevr.procedural import ProceduralScenes, rendered_set
+    from msdspn_jax.clevr.tfds import open_source
 
     cache_dir = Path(config.cache_dir) if config.cache_dir else user_cache_folder() / "clevr"
     number = {"train": config.train_size, "val": config.val_size, "test": config.test_size}[split]
     with ProgressBar(f"clevr {split} images") as report:
         if config.data == "procedural":
-            source = clevr_procedural.ProceduralScenes(
+            source = ProceduralScenes(
                 split, number, size=config.size, seed=config.data_seed, **_render_options(config)
             )
-            cache = clevr_procedural.rendered_set(source, cache_dir, on_progress=report)
+            cache = rendered_set(source, cache_dir, on_progress=report)
             return cache.images, cache.objects[:, : config.set_size]
         assert config.data_dir is not None
         published = "val" if split == "test" else "train"
-        prepared = clevr_cache.cache_folder(config.data_dir, published, config.size)
+        prepared = cache_folder(config.data_dir, published, config.size)
         if not (prepared / "manifest.json").exists():
-            recorded = clevr_tfds.open_source(config.data_dir, published)
-            prepared = clevr_cache.cache_folder(
-                cache_dir / recorded.fingerprint[:16], published, config.size
-            )
-            clevr_cache.prepare_cache(recorded, prepared, size=config.size, on_progress=report)
-    cache = clevr_cache.load_cache(prepared)
+            recorded = open_source(config.data_dir, published)
+            prepared = cache_folder(cache_dir / recorded.fingerprint[:16], published, config.size)
+            prepare_cache(recorded, prepared, size=config.size, on_progress=report)
+    cache = load_cache(prepared)
     # Validation images are held out of the training split: the published one is for the scores.
     limit = len(cache) if split == "test" else len(cache) - config.val_size
     first, available = (limit, config.val_size) if split == "val" else (0, limit)
@@ -86,7 +84,7 @@ def load_split(config: Config, split: Literal["train", "val", "test"]):
 def _sampling(config: Config) -> dict[str, Any]:
     """The `Task` fields that say where training batches come from."""
     if _drawn_per_step(config):
-        from msdspn_jax.clevr.render.trace import procedural_examples
+        from msdspn_jax.clevr.procedural import procedural_examples
 
         def draw(key, step, slots):
             step_key = jax.random.fold_in(key, step)

@@ -3,7 +3,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from msdspn_jax import metrics
+from msdspn_jax.clevr import metrics
+from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
 THRESHOLDS = metrics.AP_THRESHOLDS
 
@@ -12,7 +13,7 @@ def clevr_objects(rng, images=6, n=10, low=1):
     """Random sets in the CLEVR layout, with 1 to n real objects first."""
     sets = np.zeros((images, n, 19))
     sets[..., :3] = rng.uniform(-1, 1, (images, n, 3))
-    for features in metrics.CLEVR_LAYOUT.attributes.values():
+    for features in CLEVR_LAYOUT.attributes.values():
         width = features.stop - features.start
         sets[..., features] = np.eye(width)[rng.integers(width, size=(images, n))]
     sets[..., 18] = 1
@@ -24,7 +25,7 @@ def few_kinds(rng, **shape):
     """As above, with a single color, shape and size, so that many objects look alike."""
     sets = clevr_objects(rng, **shape)
     for name in ("color", "shape", "size"):
-        features = metrics.CLEVR_LAYOUT.attributes[name]
+        features = CLEVR_LAYOUT.attributes[name]
         sets[..., features] = 0
         sets[..., features.start] = sets[..., 18]
     return sets
@@ -40,7 +41,7 @@ def area(right, num_real):
 
 
 def attributes_of(element):
-    return [element[s].argmax() for s in metrics.CLEVR_LAYOUT.attributes.values()]
+    return [element[s].argmax() for s in CLEVR_LAYOUT.attributes.values()]
 
 
 def distances(element, objects, excluded=()):
@@ -190,7 +191,7 @@ def test_means_by_number_of_objects():
     target[0, :2, 18] = target[1, :2, 18] = target[2, :5, 18] = 1
     means = metrics.mean_by_number_of_objects([1.0, 3.0, 7.0], target)
     assert means == {2: 2.0, 5: 7.0}
-    with pytest.raises(ValueError, match="values must have one row an image"):
+    with pytest.raises(ValueError, match="values: expected one row an image, 3, got 1"):
         metrics.mean_by_number_of_objects([1.0], target)
 
 
@@ -209,15 +210,15 @@ def test_fifteen_thousand_images_at_once():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction": np.zeros((2, 10, 18))}, r"prediction must have shape \[images, n, 19\]"),
-        ({"target": np.zeros((10, 19))}, r"target must have shape"),
+        ({"prediction": np.zeros((2, 10, 18))}, r"prediction: expected shape \[images, n, 19\]"),
+        ({"target": np.zeros((10, 19))}, "target: expected shape"),
         ({"prediction": np.zeros((3, 10, 19))}, "as many images, got 3 and 2"),
-        ({"prediction": np.full((2, 10, 19), np.nan)}, "prediction must be finite; image 0"),
-        ({"target": np.zeros((2, 10, 19))}, "at least one real object"),
-        ({"thresholds": [1.0, -1.0]}, "thresholds must be a list of positive"),
-        ({"thresholds": [np.nan]}, "thresholds must be a list of positive"),
-        ({"thresholds": 1.0}, "thresholds must be a list of positive"),
-        ({"protocol": "coco"}, "'per_image' or 'dataset', got 'coco'"),
+        ({"prediction": np.full((2, 10, 19), np.nan)}, "prediction: expected finite .* image 0"),
+        ({"target": np.zeros((2, 10, 19))}, "target: expected a real object"),
+        ({"thresholds": [1.0, -1.0]}, "thresholds: expected a list of positive"),
+        ({"thresholds": [np.nan]}, "thresholds: expected a list of positive"),
+        ({"thresholds": 1.0}, "thresholds: expected a list of positive"),
+        ({"protocol": "coco"}, "protocol: expected one of 'per_image', 'dataset', got 'coco'"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
@@ -229,5 +230,5 @@ def test_bad_arguments_are_named(change, message):
 
 def test_too_few_predictions_cannot_be_paired():
     target = clevr_objects(np.random.default_rng(0), images=2)
-    with pytest.raises(ValueError, match="at least as many elements as target, got 4 for 10"):
+    with pytest.raises(ValueError, match="at least as many elements as target, 10, got 4"):
         metrics.attribute_errors(target[:, :4], target)

@@ -1,0 +1,160 @@
+"""The settings of the inner minimisation: one value for models, tasks and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optax
+
+from msdspn_jax import _check
+from msdspn_jax.adjoints import Adjoint, Projection, identity, parse_adjoint, unrolled
+from msdspn_jax.descent import nesterov
+from msdspn_jax.projections import simplex
+
+Pool = Literal["fspool", "relation", "sum", "mean"]
+PROJECTIONS: dict[str, Projection | None] = {"none": None, "simplex": simplex}
+
+ENERGY_MODELS = ("idspn", "dspn")
+"""The models that decode by minimising: they differ in the adjoint."""
+
+EXPERIMENTS = ("random-sets", "digits", "numbering", "clevr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """How a set is decoded: the inner minimisation and the energy's pool.
+
+    None, everywhere: as published for the model and the experiment, see `published_inner`; in a
+    `SetDecoder` by itself, as in `DEFAULTS`.
+    """
+
+    num_steps: int | None = None
+    """Steps of the minimisation."""
+    late_num_steps: int | None = None
+    """Steps in the second half of training. Default: as in the first; 40 for CLEVR."""
+    eval_num_steps: int | None = None
+    """Steps at evaluation. Default: as at the end of training."""
+    step_size: float | None = None
+    """Step size."""
+    momentum: float | None = None
+    """Nesterov momentum; 0: plain gradient descent."""
+    max_grad_norm: float | None = None
+    """Clip the gradient of every set to this norm; inf: no clipping."""
+    projection: Literal["none", "simplex"] | None = None
+    """Where sets may lie: anywhere, or every element on the probability simplex. In code, any
+    function that projects [batch, n, d]."""
+    adjoint: Adjoint | None = None
+    """How the minimum is differentiated: identity, neumann:K, conjugate_gradient:K[:DAMPING],
+    exact, unrolled, unrolled:remat. Default: identity for idspn, unrolled for dspn."""
+    pool: Pool | None = None
+    """How the energy's set encoder pools over elements; relation: over all pairs of elements, then
+    fspool; sum and mean are merely set-equivariant."""
+    proximity: float | None = None
+    """Weight of the energy's pull towards the initial set."""
+    tolerance: float | None = None
+    """Stop a set where its gradient norm is at most this. Default: take all steps."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adjoint, str):
+            object.__setattr__(self, "adjoint", parse_adjoint(self.adjoint))
+        for name in ("num_steps", "late_num_steps", "eval_num_steps"):
+            _check_field(name, getattr(self, name), int, lambda x: x >= 1, "an integer >= 1")
+        for name in ("step_size", "max_grad_norm", "tolerance"):
+            _check_field(name, getattr(self, name), float, lambda x: x > 0, "a number > 0")
+        _check_field("momentum", self.momentum, float, lambda x: 0 <= x < 1, "a number in [0, 1)")
+        _check_field("proximity", self.proximity, float, lambda x: x >= 0, "a number >= 0")
+        if self.projection is not None and not callable(self.projection):
+            _check.require_choice("projection", self.projection, PROJECTIONS)
+        if self.pool is not None:
+            _check.require_choice("pool", self.pool, Pool.__args__)
+
+    def or_else(self, other: Inner) -> Inner:
+        """These settings, and those of ``other`` where these say None."""
+        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(other, **{k: v for k, v in mine.items() if v is not None})
+
+    def steps_at(self, progress: float) -> int:
+        """Steps of the minimisation when this share of training, in [0, 1], is done."""
+        assert self.num_steps is not None
+        return self.num_steps if progress < 0.5 else self.late_num_steps or self.num_steps
+
+    @property
+    def steps_at_evaluation(self) -> int:
+        """Steps at evaluation, the default resolved."""
+        return self.eval_num_steps or self.steps_at(1.0)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser of the minimisation; equal settings give the same object."""
+        assert self.step_size is not None
+        assert self.momentum is not None
+        return nesterov(self.step_size, self.momentum)
+
+    def _projection(self) -> Projection | None:
+        if callable(self.projection):
+            return self.projection
+        return PROJECTIONS[self.projection or "none"]
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of `minimise`, as far as these settings say them."""
+        assert self.max_grad_norm is not None
+        return {
+            "optimizer": self.optimizer(),
+            "num_steps": self.num_steps,
+            "projection": self._projection(),
+            "max_grad_norm": None if math.isinf(self.max_grad_norm) else self.max_grad_norm,
+            "adjoint": self.adjoint,
+            "tolerance": self.tolerance,
+        }
+
+
+def _check_field(name: str, value: Any, kind: type, valid: Callable[[Any], bool], what: str):
+    if value is None:
+        return
+    numeric = isinstance(value, int if kind is int else int | float)
+    if isinstance(value, bool) or not numeric or not valid(value):
+        raise ValueError(f"{name}: expected {what}, got {value!r}")
+
+
+DEFAULTS = Inner(
+    num_steps=20,
+    step_size=1.0,
+    momentum=0.9,
+    max_grad_norm=math.inf,
+    projection="none",
+    adjoint=identity(),
+    pool="fspool",
+    proximity=0.1,
+)
+"""What every experiment of the paper shares, for iDSPN."""
+
+
+def published_inner(experiment: str, model: str) -> Inner:
+    """The published settings of an experiment, for "idspn" or "dspn" (paper, sections 4.1 to 4.3).
+
+    Digits is not an experiment of the paper; it takes those of random sets, with a step size at
+    which its 34 elements move.
+
+    Example:
+        >>> published_inner("numbering", "idspn").max_grad_norm
+        40.0
+    """
+    _check.require_choice("experiment", experiment, EXPERIMENTS)
+    _check.require_choice("model", model, ENERGY_MODELS)
+    implicit = model == "idspn"
+    own = {
+        "random-sets": Inner(momentum=None if implicit else 0.0),
+        "digits": Inner(momentum=None if implicit else 0.0, step_size=3.0),
+        "numbering": Inner(
+            momentum=None if implicit else 0.0,
+            max_grad_norm=40.0 if implicit else None,
+            projection="simplex",
+            proximity=0.0,
+        ),
+        "clevr": Inner(momentum=None if implicit else 0.5, max_grad_norm=10.0, late_num_steps=40),
+    }[experiment]
+    adjoint = Inner(adjoint=identity() if implicit else unrolled())
+    return own.or_else(adjoint).or_else(DEFAULTS)
