@@ -15,19 +15,8 @@ from msdspn_jax.trained.weights import Model
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints
 from msdspn_jax.training.config import TrainConfig
-from msdspn_jax.training.run_folder import finished_runs
 from msdspn_jax.training.state import Init, init_states, replicate_of
 from msdspn_jax.training.task import Task, Variables
-
-__all__ = [
-    "Checkpoint",
-    "Run",
-    "checkpoint_named",
-    "finished_runs",
-    "load_predictor",
-    "load_run",
-    "read_config",
-]
 
 #: Best by validation, the latest, or that of a step.
 Checkpoint = Literal["best", "latest"] | int
