@@ -5,18 +5,18 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo test test-slow lint typecheck clean
 
-# The demo needs the package alone; everything else needs the developers' extras.
-$(VENV)/.package: pyproject.toml requirements.lock
+# The demo needs the command line's extra, everything else the developers'.
+$(VENV)/.app: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[app]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
-	touch $@ $(VENV)/.package
+	touch $@ $(VENV)/.app
 
-demo: $(VENV)/.package
+demo: $(VENV)/.app
 	$(BIN)/msdspn demo
 
 test: $(VENV)/.dev

@@ -20,6 +20,8 @@ Everything here needs jax, flax, optax and numpy alone. Data, training, plots an
 live in submodules of their own, imported by name.
 """
 
+from importlib import metadata as _metadata
+
 from msdspn_jax.acceleration import anderson
 from msdspn_jax.adjoints import (
     Adjoint,
@@ -68,7 +70,10 @@ from msdspn_jax.ranks import stable_ranks
 from msdspn_jax.set_encoder import SetEncoder
 from msdspn_jax.step_size import StepSize, suggest_step_size
 
-__version__ = "0.2.0"
+try:
+    __version__ = _metadata.version("msdspn-jax")
+except _metadata.PackageNotFoundError:  # A checkout on the path that was never installed.
+    __version__ = "unknown"
 
 __all__ = [
     "DEFAULT_OPTIMIZER",

@@ -19,6 +19,26 @@ VERBS = {
     "demo": "digits as sets, trained and drawn in under two minutes",
 }
 
+#: Packages that the core does without: by the name of the module, what to install and which extra
+#: of msdspn-jax brings it.
+EXTRAS = {
+    "PIL": ("pillow", "app"),
+    "flatbuffers": ("flatbuffers", "app"),
+    "matplotlib": ("matplotlib", "app"),
+    "orbax": ("orbax-checkpoint", "app"),
+    "rich": ("rich", "app"),
+    "safetensors": ("safetensors", "app"),
+    "sklearn": ("scikit-learn", "app"),
+    "tensorboardX": ("tensorboardX", "app"),
+    "tyro": ("tyro", "app"),
+    "array_record": ("array_record", "clevr"),
+    "grain": ("grain", "clevr"),
+    "importlib_resources": ("importlib_resources", "clevr"),
+    "tensorflow_datasets": ("tensorflow-datasets", "clevr"),
+    "submitit": ("submitit", "slurm"),
+    "wandb": ("wandb", "wandb"),
+}
+
 EPILOG = """\
 Start here:
   msdspn demo                                     see it work on real digits
@@ -43,6 +63,18 @@ Verbs (each has its own --help):
 {EPILOG}"""
 
 
+def missing_package(error: BaseException | None) -> str | None:
+    """Which package of an extra an error is about, and how to install it; None for others."""
+    while error is not None:
+        # Some libraries raise an error of their own from the one that names the module.
+        module = (error.name or "").split(".")[0] if isinstance(error, ImportError) else ""
+        if module in EXTRAS:
+            package, extra = EXTRAS[module]
+            return f"{package}: pip install 'msdspn-jax[{extra}]'"
+        error = error.__cause__
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run ``msdspn``; returns the exit code (0 good, 2 user error, 130 interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
@@ -51,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
     if verb == "--version":
-        from importlib.metadata import version
+        from msdspn_jax import __version__
 
-        print(version("msdspn-jax"))
+        print(__version__)
         return 0
     if verb not in VERBS:
         import difflib
@@ -68,6 +100,12 @@ def main(argv: list[str] | None = None) -> int:
         return importlib.import_module(f"msdspn_jax.commands.{verb}").main(rest)
     except UserError as error:
         print(f"msdspn {verb}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        print(f"msdspn {verb} needs {missing}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"msdspn {verb}: interrupted", file=sys.stderr)

@@ -5,12 +5,15 @@ Every function returns a ``matplotlib.figure.Figure`` and touches no global stat
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+
+from msdspn_jax._files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,15 +31,24 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure: Figure, path: str | Path, *, dpi: int = 130) -> None:
-    """Write a figure to a PNG file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        figure.savefig(temporary, dpi=dpi, format="png", facecolor=figure.get_facecolor())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save(figure: Figure, path: str | Path, *, dpi: int = 130, tight: bool = False) -> None:
+    """Write a figure to a PNG file, whole or not at all.
+
+    Args:
+        figure: any figure of Matplotlib's.
+        path: the file; folders are made where needed.
+        dpi: pixels an inch.
+        tight: cut to what is drawn, also where that lies outside the figure.
+    """
+    png = io.BytesIO()
+    figure.savefig(
+        png,
+        dpi=dpi,
+        format="png",
+        facecolor=figure.get_facecolor(),
+        bbox_inches="tight" if tight else None,
+    )
+    write_bytes(path, png.getvalue())
 
 
 # --- sets ---
@@ -92,7 +104,7 @@ def _matched(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 def digits(rows: Mapping[str, Float[np.ndarray, "sets n 4"]]) -> Figure:
     """Digits as points, one row of sets for each name: ``{"target": …, "iDSPN": …}``.
 
-    An element's place is its (x, y) as in `data.digits`, its size and colour its intensity; the
+    An element's place is its (x, y) as in the digits task, its size and colour its intensity; the
     less present, the fainter.
     """
     count = max(len(sets) for sets in rows.values())

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msdspn_jax.trained import run
+from msdspn_jax.training import run_folder
 
 
 def environment(flags: str = "") -> dict[str, str]:
@@ -17,7 +17,7 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     """Until a line of metrics.jsonl has at least this step."""
 
     def reached():
-        lines = run.read_metrics(folder)
+        lines = run_folder.read_metrics(folder)
         return bool(lines) and lines[-1]["step"] >= step
 
     wait_for(reached, process, f"step {step}")

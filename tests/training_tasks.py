@@ -147,6 +147,7 @@ def register() -> None:
 
     sys.modules["msdspn_jax.tasks.toy"] = sys.modules[__name__]
     tasks.TASKS["toy"] = "for tests"
+    tasks._MODULES["toy"] = "toy"
 
 
 if __name__ == "__main__":

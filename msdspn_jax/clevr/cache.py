@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from msdspn_jax import _check
+from msdspn_jax._files import write_text
 from msdspn_jax.clevr.files import (
     Record,
     Source,
@@ -188,7 +189,7 @@ def _fill_cache(
                     entry[name] = digest(data)
                 # Only now: a chunk that the journal names is a chunk that is on the disk.
                 chunks.append(entry)
-                _write_json(journal, {"identity": identity, "chunks": chunks})
+                write_text(journal, json.dumps({"identity": identity, "chunks": chunks}))
     finally:
         for file, _ in files.values():
             file.close()
@@ -196,7 +197,7 @@ def _fill_cache(
         partial = folder / f"{name}.partial.npy"
         if partial.exists():
             os.replace(partial, folder / f"{name}.npy")
-    _write_json(folder / "manifest.json", {"identity": identity, "chunks": chunks})
+    write_text(folder / "manifest.json", json.dumps({"identity": identity, "chunks": chunks}))
     journal.unlink(missing_ok=True)
 
 
@@ -274,12 +275,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); remove {folder} and prepare it") from error
     return manifest
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

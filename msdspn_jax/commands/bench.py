@@ -56,14 +56,11 @@ def main(argv: list[str]) -> int:
 
 
 def _part(part: str, size: int) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
-    import importlib
+    """The cases of a part, and what measures one."""
+    if part == "step":
+        from msdspn_jax.bench import step
 
-    from msdspn_jax.bench import layer as benchmarks
-
-    if part == "layer":
-        return list(benchmarks.LAYER_CASES), benchmarks.bench_layer
-    if part == "matching":
-        return list(benchmarks.MATCHING_CASES), benchmarks.bench_matching
+        return list(step.CASES), step.bench_step
     if part == "render":
         from msdspn_jax.bench.render import bench_render
         from msdspn_jax.clevr.render.trace import QUALITIES
@@ -72,14 +69,11 @@ def _part(part: str, size: int) -> tuple[list[str], Callable[[str, int], dict[st
             return {"case": case, **bench_render(size, case, repeat=repeat)}
 
         return list(QUALITIES), measure
-    name = f"msdspn_jax.bench.{part}"
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UserError(f"bench {part} is not part of this version.") from None
-    return list(getattr(module, "CASES", [])), getattr(module, f"bench_{part}")
+    from msdspn_jax.bench import layer
+
+    if part == "layer":
+        return list(layer.LAYER_CASES), layer.bench_layer
+    return list(layer.MATCHING_CASES), layer.bench_matching
 
 
 def _show(result: dict[str, Any]) -> None:

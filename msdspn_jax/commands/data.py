@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from msdspn_jax._progress import progress_bar
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
 
@@ -37,10 +37,10 @@ class PrepareClevr:
 
         for name in ("size", "threads"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name}: expected at least 1, got {getattr(self, name)}")
         for split in self.splits:
             folder = cache_folder(self.out, split, self.size)
-            with progress_bar(f"clevr {split}") as on_progress:
+            with ProgressBar(f"clevr {split}") as on_progress:
                 source = open_source(self.source, split)
                 prepare_cache(
                     source, folder, size=self.size, threads=self.threads, on_progress=on_progress

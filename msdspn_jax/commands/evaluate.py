@@ -42,24 +42,16 @@ def main(argv: list[str]) -> int:
 def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     """Metrics by split, written into the run folder and shown."""
     from msdspn_jax._cache import enable_compilation_cache
-    from msdspn_jax.trained.run import (
-        append_metrics,
-        load_run,
-        write_atomically,
-    )
+    from msdspn_jax._files import write_text
+    from msdspn_jax.trained.run import checkpoint_named, load_run
     from msdspn_jax.training.logging import summarise
+    from msdspn_jax.training.run_folder import append_metrics
     from msdspn_jax.training.state import run_keys
 
-    checkpoint: int | str = options.checkpoint
-    if options.checkpoint not in ("best", "latest"):
-        if not options.checkpoint.isdigit():
-            raise UserError(
-                f"--checkpoint must be best, latest or a step, got {options.checkpoint!r}"
-            )
-        checkpoint = int(options.checkpoint)
+    checkpoint = checkpoint_named(options.checkpoint)
     if options.compilation_cache:
         enable_compilation_cache()
-    run = load_run(folder, checkpoint=checkpoint)  # type: ignore[arg-type]
+    run = load_run(folder, checkpoint=checkpoint)
     found: dict[str, dict[str, float]] = {}
     for split in options.split:
         try:
@@ -73,7 +65,7 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
         if split not in ("train", "val"):
             append_metrics(folder, run.step, split, found[split])
     record = {"step": run.step, "checkpoint": options.checkpoint, "metrics": found}
-    write_atomically(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    write_text(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
     if options.figures and run.task.figures is not None:
         (folder / "figures").mkdir(exist_ok=True)
         run.task.figures(run.variables[0], folder / "figures")

@@ -134,7 +134,7 @@ def _config(task: str, cell: Cell, folder: Path) -> Any:
 
 def state_of(cell: Cell, folder: Path) -> Literal["finished", "unfinished", "new"]:
     """How far a cell has come."""
-    from msdspn_jax.trained.run import is_finished
+    from msdspn_jax.training.run_folder import is_finished
 
     if is_finished(folder / cell.name):
         return "finished"
@@ -188,7 +188,8 @@ def train_cell(task: str, cell: Cell, folder: Path) -> int:
 
 def _check_unchanged(task: str, cell: Cell, folder: Path) -> None:
     from msdspn_jax.commands import flags
-    from msdspn_jax.trained.run import config_difference, read_config
+    from msdspn_jax.trained.run import read_config
+    from msdspn_jax.training.run_folder import config_difference
 
     _, saved = read_config(folder / cell.name)
     asked = flags.parse(tasks.load(task).Config, list(cell.arguments), prog=f"msdspn grid {task}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from msdspn_jax import trained
+from msdspn_jax._files import as_user_error, write_text
 from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _LISTED = 8
 
 
 class Predictor(NamedTuple):
-    """Whatever predicts: a run, a weights file or an artefact."""
+    """Whatever predicts: a run, a weights file or a program."""
 
     predict: Callable[[Any], Any]
     """uint8 [batch, size, size, 3] -> float32 [batch, n, 19]."""
@@ -62,7 +64,7 @@ class Reading(NamedTuple):
 class Predict:
     """Find the objects in images: annotated pictures and predictions.json in the CLEVR format.
 
-    Without --run, --weights or --artefact, the small model that comes with the package predicts.
+    Without --run, --weights or --program, the small model that comes with the package predicts.
 
     Images may have any size: they are squashed to the square that the model was trained on, as
     CLEVR's 480x320 pictures are. A file that cannot be read is named and skipped, and the exit code
@@ -81,10 +83,10 @@ class Predict:
     """With --run: best (by validation), latest, or a step."""
     weights: OptionalPath = None
     """A safetensors file of msdspn export --weights."""
-    artefact: OptionalPath = None
+    program: OptionalPath = None
     """A program of msdspn export --out; its inner steps and seed are fixed."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Presence above which an element is an object. Default: 0.5, or the artefact's."""
+    """Presence above which an element is an object. Default: 0.5, or the program's."""
     inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
     seed: int = 0
@@ -138,23 +140,20 @@ class Predict:
         return 1 if notes.wrong else 0
 
     def _check(self) -> None:
-        given = [f for f in ("run", "weights", "artefact") if getattr(self, f) is not None]
-        if len(given) > 1:
-            raise UserError(f"give only one of {', '.join('--' + name for name in given)}")
         if not self.images:
             raise UserError("no images given; see msdspn predict --help")
         for name in ("batch_size", "inner_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
-                raise UserError(f"--{flag} must be at least 1, got {value}")
+                raise UserError(f"--{flag}: expected at least 1, got {value}")
         if self.threshold is not None and not abs(self.threshold) < float("inf"):
-            raise UserError(f"--threshold must be a finite number, got {self.threshold}")
-        if self.artefact is not None:
+            raise UserError(f"--threshold: expected a finite number, got {self.threshold}")
+        if self.program is not None:
             for name, default in (("inner_steps", None), ("seed", 0)):
                 if getattr(self, name) != default:
                     flag = name.replace("_", "-")
-                    raise UserError(f"--{flag}: fixed in an artefact when it was exported")
+                    raise UserError(f"--{flag}: fixed in a program when it was exported")
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out} is a file; --out needs a folder")
         if (self.out / "predictions.json").exists() and not self.overwrite:
@@ -169,29 +168,28 @@ class Predict:
         from msdspn_jax.clevr.objects import PRESENCE_THRESHOLD
 
         enable_compilation_cache()
-        if self.artefact is not None:
-            from msdspn_jax.trained.program import load_artefact
-
-            artefact = load_artefact(self.artefact)
-            settings = artefact.settings
+        found: Any = trained.find(
+            run=self.run, weights=self.weights, program=self.program, checkpoint=self.checkpoint
+        )
+        if self.program is not None:
+            settings = found.settings
             names = ("model", "step", "inner_steps", "seed", "size")
-            facts = {"source": str(self.artefact)} | {k: settings.get(k) for k in names}
+            facts = {"source": found.source} | {k: settings.get(k) for k in names}
             threshold = settings["threshold"] if self.threshold is None else self.threshold
-            return Predictor(jax.jit(artefact.predict), settings["size"], threshold, facts)
-        from msdspn_jax.commands.export import load, predict_function, steps_of
-
-        model, source = load(self.run, self.weights, self.checkpoint)
-        config: Any = model.config
+            return Predictor(jax.jit(found.predict), settings["size"], threshold, facts)
+        config: Any = found.config
         facts = {
-            "source": source,
+            "source": found.source,
             "model": config.model,
-            "step": model.step,
-            "inner_steps": steps_of(model, self.inner_steps),
+            "step": found.step,
+            "inner_steps": found.num_inner_steps(self.inner_steps),
             "seed": self.seed,
             "size": config.size,
         }
-        run = jax.jit(predict_function(model, inner_steps=self.inner_steps, seed=self.seed))
-        predict = functools.partial(run, model.variables)
+        run = jax.jit(
+            functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed)
+        )
+        predict = functools.partial(run, found.variables)
         threshold = PRESENCE_THRESHOLD if self.threshold is None else self.threshold
         return Predictor(predict, config.size, threshold, facts)
 
@@ -201,7 +199,7 @@ class Predict:
         """Every image that could be read, with its elements, the most confident first."""
         import numpy as np
 
-        from msdspn_jax._progress import progress_bar
+        from msdspn_jax._progress import ProgressBar
         from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
         width = min(self.batch_size, len(pictures))
@@ -217,7 +215,7 @@ class Predict:
                 order = np.argsort(-array[:, CLEVR_LAYOUT.presence], kind="stable")
                 found.append((reading.picture, array[order]))
 
-        with progress_bar("predicting") as report, _pool() as pool:
+        with ProgressBar("predicting") as report, _pool() as pool:
             # While the device works on a batch, the next one is read.
             waiting = None
             for start in range(0, len(pictures), width):
@@ -283,7 +281,7 @@ class Predict:
         notes: _Notes,
     ) -> None:
         from msdspn_jax import plots
-        from msdspn_jax._progress import progress_bar
+        from msdspn_jax._progress import ProgressBar
         from msdspn_jax.clevr.entries import scene_camera
         from msdspn_jax.clevr.files import decode_image, read_bytes
         from msdspn_jax.clevr.objects import encode
@@ -291,33 +289,28 @@ class Predict:
 
         folder = self.out / "pictures"
         names = unique_names([f"{Path(p.name).stem}.png" for p, _ in found])
-        try:
-            folder.mkdir(exist_ok=True)
-            with progress_bar("drawing") as report:
-                for i, ((picture, array), name) in enumerate(zip(found, names, strict=True)):
-                    report(i, len(found))
-                    known = truth.get(picture.path.name)
-                    try:
-                        image = decode_image(read_bytes(picture.path), str(picture.path))
-                    except UserError as error:
-                        notes.skip(f"{error}; it could be read before")
-                        continue
-                    figure = draw_scene(
-                        image,
-                        array,
-                        None if known is None else encode(known.objects),
-                        camera=None if known is None else scene_camera(known),
-                        threshold=threshold,
-                        title=picture.name,
-                    )
-                    plots.save(figure, folder / name)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        with as_user_error(folder), ProgressBar("drawing") as report:
+            for i, ((picture, array), name) in enumerate(zip(found, names, strict=True)):
+                report(i, len(found))
+                known = truth.get(picture.path.name)
+                try:
+                    image = decode_image(read_bytes(picture.path), str(picture.path))
+                except UserError as error:
+                    notes.skip(f"{error}; it could be read before")
+                    continue
+                figure = draw_scene(
+                    image,
+                    array,
+                    None if known is None else encode(known.objects),
+                    camera=None if known is None else scene_camera(known),
+                    threshold=threshold,
+                    title=picture.name,
+                )
+                plots.save(figure, folder / name)
 
     def _write(self, name: str, content: Any) -> None:
-        from msdspn_jax.trained.weights import write_bytes
-
-        write_bytes(self.out / name, (json.dumps(content, indent=1) + "\n").encode())
+        with as_user_error(self.out / name):
+            write_text(self.out / name, json.dumps(content, indent=1) + "\n")
 
 
 class _Notes:
@@ -467,6 +460,9 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
+    for word in argv:
+        if word.split("=")[0] == "--artefact":
+            raise UserError("--artefact is now called --program")
     options = tyro.cli(
         Predict,
         args=argv,

@@ -1,15 +1,17 @@
 """``msdspn render``: CLEVR-like scenes as PNG files and a scenes file."""
 
 import dataclasses
+import io
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from msdspn_jax._files import as_user_error, write_bytes, write_text
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
 _BATCH = 16
@@ -51,15 +53,15 @@ class Render:
         if self.seed is not None and self.num is None:
             raise UserError("--seed needs --num, the number of scenes")
         if self.num is not None and self.num < 1:
-            raise UserError(f"--num must be at least 1, got {self.num}")
+            raise UserError(f"--num: expected at least 1, got {self.num}")
         if not 1 <= self.size <= 4096:
-            raise UserError(f"--size must be between 1 and 4096, got {self.size}")
+            raise UserError(f"--size: expected 1 to 4096, got {self.size}")
         if self.quality not in QUALITIES:
             raise UserError(
-                f"--quality must be one of {', '.join(QUALITIES)}, got {self.quality!r}"
+                f"--quality: expected one of {', '.join(QUALITIES)}, got {self.quality!r}"
             )
         if not self.split.isidentifier():
-            raise UserError(f"--split must be a plain word, got {self.split!r}")
+            raise UserError(f"--split: expected a plain word, got {self.split!r}")
         scenes_file = self.out / "scenes" / f"CLEVR_{self.split}_scenes.json"
         if scenes_file.exists() and not self.overwrite:
             raise UserError(f"{scenes_file} exists; give --overwrite to replace it")
@@ -67,16 +69,12 @@ class Render:
         # The first batch before anything is written: a bad file leaves no folder behind.
         batches = itertools.chain([next(batches)], batches)
         image_folder = self.out / "images" / self.split
-        try:
-            image_folder.mkdir(parents=True, exist_ok=True)
+        with as_user_error(self.out):
+            # Before the first image is rendered: whether there can be any.
             scenes_file.parent.mkdir(parents=True, exist_ok=True)
             entries = self._write(batches, image_folder)
             info = {"split": self.split, "license": "", "version": "msdspn_jax", "date": ""}
-            partial = scenes_file.with_suffix(".partial")
-            partial.write_text(json.dumps({"info": info, "scenes": entries}))
-            os.replace(partial, scenes_file)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.out}: {error}") from error
+            write_text(scenes_file, json.dumps({"info": info, "scenes": entries}))
         print(f"{len(entries)} images in {image_folder}, scenes in {scenes_file}")
         return 0
 
@@ -84,25 +82,24 @@ class Render:
         import jax
         import numpy as np
         from PIL import Image
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
         from msdspn_jax.clevr.render.trace import render
 
         size = (320, 480) if self.full else self.size
         entries = []
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
-            task = progress.add_task("rendering", total=None)
+        with ProgressBar("rendering") as report:
             for total, scenes, batch in batches:
-                progress.update(task, total=total)
+                report(len(entries), total)
                 # The last batch is filled up, so that one compiled program serves all.
                 rows = np.minimum(np.arange(min(_BATCH, total)), len(batch) - 1)
                 padded = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], scenes)
                 images = np.asarray(render(padded, size, quality=self.quality))
                 for image, entry in zip(images, batch, strict=False):
-                    Image.fromarray(image).save(folder / entry["image_filename"])
-                    progress.advance(task)
-                entries += batch
+                    png = io.BytesIO()
+                    Image.fromarray(image).save(png, format="png")
+                    write_bytes(folder / entry["image_filename"], png.getvalue())
+                    entries.append(entry)
+                    report(len(entries), total)
         return entries
 
     def _from_file(self) -> Iterator[tuple[int, Any, list]]:

@@ -63,7 +63,7 @@ def _number(value: float | None, deviation: float | None) -> str:
 
 def best_line(folder: Path) -> dict[str, Any] | None:
     """The validation line with the lowest loss, or, without one, the last."""
-    from msdspn_jax.trained.run import read_metrics
+    from msdspn_jax.training.run_folder import read_metrics
 
     lines = read_metrics(folder, "val")
     scored = [x for x in lines if x.get("loss") is not None]
@@ -74,7 +74,7 @@ def _list(runs: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from msdspn_jax.trained.run import is_finished, read_record
+    from msdspn_jax.training.run_folder import is_finished, read_record
 
     table = Table()
     for column in ("run", "task", "steps", "best validation loss"):
@@ -98,7 +98,7 @@ def _show(folder: Path, options: Any) -> None:
     from rich.table import Table
 
     from msdspn_jax import tasks
-    from msdspn_jax.trained.run import is_finished, read_metrics, read_record
+    from msdspn_jax.training.run_folder import is_finished, read_metrics, read_record
 
     console = Console()
     record = read_record(folder)

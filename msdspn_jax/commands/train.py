@@ -102,13 +102,22 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
     return None
 
 
+def _saved(config: Any) -> Any:
+    """The configuration that the run to go on with was begun with."""
+    from msdspn_jax.trained.run import read_config
+
+    if config.resume and (Path(config.run_dir) / "config.json").exists():
+        return read_config(Path(config.run_dir))[1]
+    return None
+
+
 def train(name: str, config: Any) -> int:
     """Train with a finished configuration; returns the exit code."""
     from msdspn_jax._cache import enable_compilation_cache
-    from msdspn_jax.training.parallel import start_distributed
+    from msdspn_jax.training.parallel import distributed_arguments, start_distributed
     from msdspn_jax.training.supervise import supervise
 
-    if config.distributed or config.coordinator is not None:
+    if distributed_arguments(config) is not None:
         code = supervise("msdspn train")
         if code is not None:
             return code
@@ -128,7 +137,7 @@ def train(name: str, config: Any) -> int:
     if leader:
         print(f"run folder: {config.run_dir}", file=sys.stderr)
     try:
-        outcome = run_training(task, config)
+        outcome = run_training(task, config, saved=_saved(config))
     except LostPeer as error:
         print(f"msdspn train: {error}", file=sys.stderr, flush=True)
         # The usual way out waits for the process that is gone.

@@ -1,0 +1,58 @@
+"""Trained models, found again: as a run folder, a weights file, or a program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msdspn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from msdspn_jax.trained.program import Program
+    from msdspn_jax.trained.weights import Model
+
+
+def find(
+    *,
+    run: str | Path | None = None,
+    weights: str | Path | None = None,
+    program: str | Path | None = None,
+    checkpoint: str = "best",
+) -> Model | Program:
+    """A trained CLEVR model, from where it is kept; no data is read.
+
+    Without any of the three, the small model that comes with the package.
+
+    Args:
+        run: a run folder of ``msdspn train clevr``.
+        weights: a safetensors file of ``msdspn export --weights``.
+        program: a zip file of ``msdspn export --out``; it runs without the code of the model.
+        checkpoint: with a run: best (by validation), latest, or a step.
+
+    Raises:
+        UserError: more than one of them; or it is not there, cannot be read, or is a model of
+            another task.
+    """
+    given = {"run": run, "weights": weights, "program": program}
+    named = [f"--{name}" for name, path in given.items() if path is not None]
+    if len(named) > 1:
+        raise UserError(f"give only one of {', '.join(named)}")
+    # What is not asked for is not imported: a program runs without any model's code.
+    if program is not None:
+        from msdspn_jax.trained.program import load_program
+
+        return load_program(program)
+    if run is not None:
+        from msdspn_jax.trained.run import checkpoint_named, load_predictor
+
+        model = load_predictor(run, checkpoint=checkpoint_named(checkpoint))
+    else:
+        from msdspn_jax.trained.weights import box_model_path, load_model
+
+        path = weights or box_model_path()
+        model = load_model(path)
+        if weights is None:
+            model = model._replace(source=Path(path).name)
+    if model.task_name != "clevr":
+        raise UserError(f"{model.source}: a model of the task {model.task_name}, expected clevr")
+    return model

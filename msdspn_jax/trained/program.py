@@ -1,6 +1,6 @@
 """A trained predictor as a compiled program that needs no model code: StableHLO with its weights.
 
-An artefact is a zip file of three parts: ``model.jax_export`` (what `jax.export` serialises: uint8
+A program is a zip file of three parts: ``model.jax_export`` (what `jax.export` serialises: uint8
 [batch, size, size, 3] to float32 [batch, set_size, 19], any batch), ``settings.json`` (image side,
 threshold, inner steps, what the 19 features mean) and ``predict.py``, `EXAMPLE`, which runs it with
 JAX, NumPy and Pillow alone.
@@ -22,22 +22,24 @@ import numpy as np
 from jax import export
 from jaxtyping import Array, Float, UInt8
 
+from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.clevr import objects as clevr
 from msdspn_jax.errors import UserError
+from msdspn_jax.training.run_folder import package_versions
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _PROGRAM, _SETTINGS = "model.jax_export", "settings.json"
 
-#: How to run an artefact without msdspn_jax: ``python predict.py ARTEFACT IMAGE``.
+#: How to run a program without msdspn_jax: ``python predict.py PROGRAM IMAGE``.
 EXAMPLE = """\
 import json, sys, zipfile
 import jax, jax.export, numpy as np
 from PIL import Image
 
-artefact = zipfile.ZipFile(sys.argv[1])
-settings = json.loads(artefact.read("settings.json"))
-predict = jax.jit(jax.export.deserialize(bytearray(artefact.read("model.jax_export"))).call)
+program = zipfile.ZipFile(sys.argv[1])
+settings = json.loads(program.read("settings.json"))
+predict = jax.jit(jax.export.deserialize(bytearray(program.read("model.jax_export"))).call)
 image = Image.open(sys.argv[2]).convert("RGB").resize([settings["size"]] * 2, Image.BILINEAR)
 for y in np.asarray(predict(np.asarray(image)[None]))[0]:
     if y[settings["presence"]] > settings["threshold"]:
@@ -46,21 +48,26 @@ for y in np.asarray(predict(np.asarray(image)[None]))[0]:
 """
 
 
-class Artefact(NamedTuple):
+Predict = Callable[[UInt8[Array, "batch size size 3"]], Float[Array, "batch n 19"]]
+
+
+class Program(NamedTuple):
     """A program read back.
 
     Attributes:
-      predict: ``images uint8 [batch, size, size, 3] -> float32 [batch, set_size, 19]``, jittable.
-      settings: what ``settings.json`` holds.
+        predict: ``images uint8 [batch, size, size, 3] -> float32 [batch, set_size, 19]``, jittable.
+        settings: what ``settings.json`` holds.
+        source: the file that it was read from.
     """
 
-    predict: Callable[[UInt8[Array, "batch size size 3"]], Float[Array, "batch n 19"]]
+    predict: Predict
     settings: dict[str, Any]
+    source: str
 
 
-def save_artefact(
+def save_program(
     path: str | Path,
-    predict: Callable[[UInt8[Array, "batch size size 3"]], Float[Array, "batch n 19"]],
+    predict: Predict,
     *,
     size: int,
     threshold: float = clevr.PRESENCE_THRESHOLD,
@@ -70,26 +77,25 @@ def save_artefact(
     """Lower ``predict`` for all platforms and any batch, and write it.
 
     Args:
-      path: the file to write; whole or not at all. The same program gives the same bytes.
-      predict: pure and jittable; the weights that it closes over become part of the program.
-      size: side of the images.
-      threshold: from which presence on an element is an object, for whoever runs the program.
-      platforms: what the program shall run on; it can be lowered without them.
-      facts: anything else worth keeping in the settings.
+        path: the file to write; whole or not at all. The same program gives the same bytes.
+        predict: pure and jittable; the weights that it closes over become part of the program.
+        size: side of the images.
+        threshold: from which presence on an element is an object, for whoever runs the program.
+        platforms: what the program shall run on; it can be lowered without them.
+        facts: anything else worth keeping in the settings.
 
     Returns:
-      The settings.
+        The settings.
 
     Raises:
-      ValueError: ``predict`` does not return float32 [batch, n, 19], or an unknown platform.
-      UserError: the file cannot be written, or ``flatbuffers`` is not installed.
+        ValueError: ``predict`` does not return float32 [batch, n, 19], or an unknown platform.
+        UserError: the file cannot be written.
     """
-    from msdspn_jax.trained.run import package_versions
-    from msdspn_jax.trained.weights import write_bytes
-
     unknown = set(platforms) - set(PLATFORMS)
     if unknown or not platforms:
-        raise ValueError(f"platforms must be of {', '.join(PLATFORMS)}, got {list(platforms)}")
+        raise ValueError(
+            f"platforms: expected some of {', '.join(PLATFORMS)}, got {list(platforms)}"
+        )
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     with _without_source_locations():
@@ -102,7 +108,7 @@ def save_artefact(
         or out.dtype != jnp.float32
     ):
         raise ValueError(
-            f"predict must return float32 [batch, n, {clevr.NUM_FEATURES}],"
+            f"predict: expected it to return float32 [batch, n, {clevr.NUM_FEATURES}],"
             f" got {exported.out_avals}"
         )
     settings = {
@@ -115,14 +121,10 @@ def save_artefact(
         "versions": package_versions(),
         **(facts or {}),
     }
-    try:
-        program = bytes(exported.serialize())
-    except ImportError as error:
-        raise UserError(f"this needs flatbuffers: pip install flatbuffers ({error})") from error
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         parts = {
-            _PROGRAM: program,
+            _PROGRAM: bytes(exported.serialize()),
             _SETTINGS: (json.dumps(settings, indent=2, default=str) + "\n").encode(),
             "predict.py": EXAMPLE.encode(),
         }
@@ -131,16 +133,17 @@ def save_artefact(
             entry = zipfile.ZipInfo(name)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
-    write_bytes(Path(path), data.getvalue())
+    with as_user_error(path):
+        write_bytes(path, data.getvalue())
     return settings
 
 
-def load_artefact(path: str | Path) -> Artefact:
-    """Read what `save_artefact` wrote; no model code is needed, nor imported.
+def load_program(path: str | Path) -> Program:
+    """Read what `save_program` wrote; no model code is needed, nor imported.
 
     Raises:
-      UserError: no such file; not such a file, a damaged one, or one of a newer version; the
-        program is not for this machine's accelerator.
+        UserError: no such file; not such a file, a damaged one, or one of a newer version; the
+            program is not for this machine's accelerator.
     """
     path = Path(path)
     try:
@@ -159,13 +162,13 @@ def load_artefact(path: str | Path) -> Artefact:
     except UserError:
         raise
     except Exception as error:  # zipfile and zlib raise half a dozen types for damaged files.
-        raise UserError(f"{path}: not an artefact, or damaged ({error})") from error
+        raise UserError(f"{path}: not an exported program, or damaged ({error})") from error
     if any(settings.get(name) != value for name, value in layout_settings().items()):
         raise UserError(f"{path}: its features are not laid out as this version's are")
     try:
         exported = export.deserialize(bytearray(program))
-    except ImportError as error:
-        raise UserError(f"this needs flatbuffers: pip install flatbuffers ({error})") from error
+    except ImportError:
+        raise
     except Exception as error:
         made, here = settings["versions"].get("jax"), jax.__version__
         raise UserError(
@@ -179,7 +182,7 @@ def load_artefact(path: str | Path) -> Artefact:
             f"{path}: the program is for {', '.join(exported.platforms)}, this machine has"
             f" {platform}; JAX_PLATFORMS={exported.platforms[0]} may do"
         )
-    return Artefact(exported.call, settings)
+    return Program(exported.call, settings, str(path))
 
 
 @contextlib.contextmanager
@@ -211,18 +214,13 @@ def layout_settings() -> dict[str, Any]:
     }
 
 
-def difference(
-    artefact: Artefact,
-    predict: Callable[[UInt8[Array, "batch size size 3"]], Float[Array, "batch n 19"]],
-    *,
-    batch: int = 2,
-) -> float:
-    """Largest absolute difference between artefact and model, on images of noise, on this device.
+def difference(program: Program, predict: Predict, *, batch: int = 2) -> float:
+    """Largest absolute difference between program and model, on images of noise, on this device.
 
     For a minimiser that has not converged, rounding can grow with every inner step: expect about
     1e-6 where the program runs on what it was traced on, more across devices.
     """
-    size = artefact.settings["size"]
+    size = program.settings["size"]
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-    pair = [np.asarray(jax.jit(f)(images)) for f in (artefact.predict, predict)]
+    pair = [np.asarray(jax.jit(f)(images)) for f in (program.predict, predict)]
     return float(np.abs(pair[0] - pair[1]).max())

@@ -6,22 +6,22 @@ the task, its configuration, the step of the checkpoint and the versions it was 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.resources
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from msdspn_jax import tasks
+from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from msdspn_jax.training.config import TrainConfig
-    from msdspn_jax.training.task import Variables
+from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.run_folder import package_versions, parse_config
+from msdspn_jax.training.task import Variables
 
 FORMAT = 1
 _ENTRY = "msdspn_jax"
@@ -32,13 +32,13 @@ class Model(NamedTuple):
     """A trained predictor.
 
     Attributes:
-      config: the task's ``Config``; fields that only say how a run is carried out have their
-        defaults.
-      variables: as ``predictor.predict`` takes them.
-      step: training steps behind them.
-      predictor: what the task's ``build_predictor`` makes of ``config``.
-      versions: of the packages that the file was written with.
-      task_name: the word on the command line.
+        config: the task's ``Config``.
+        variables: as ``predictor.predict`` takes them.
+        step: training steps behind them.
+        predictor: what the task's ``build_predictor`` makes of ``config``.
+        versions: of the packages that the file was written with.
+        task_name: the word on the command line.
+        source: the file or run folder that it was read from.
     """
 
     config: TrainConfig
@@ -47,19 +47,46 @@ class Model(NamedTuple):
     predictor: Any
     versions: dict[str, str]
     task_name: str = "clevr"
+    source: str = ""
+
+    def num_inner_steps(self, asked: int | None = None) -> int | None:
+        """Inner steps of a prediction: those asked for, or those that it is evaluated with.
+
+        None for models without an inner loop.
+
+        Raises:
+            UserError: steps are asked for, and the model has none.
+        """
+        config: Any = self.config
+        if config.model in ("idspn", "dspn"):
+            return asked or config.steps_at_evaluation
+        if asked is not None:
+            raise UserError(f"--inner-steps: the model {config.model} has no inner loop")
+        return None
+
+    def predict(
+        self, variables: Variables, images: Any, *, inner_steps: int | None = None, seed: int = 0
+    ) -> Any:
+        """Objects [batch, n, 19] of images [batch, size, size, 3]; jittable.
+
+        Every image starts from the same key: what is predicted for it then depends neither on its
+        place in the batch nor on the others.
+        """
+        keys = jnp.broadcast_to(jax.random.key(seed), images.shape[:1])
+        return self.predictor.predict(variables, images, keys, inner_steps=inner_steps).objects
 
 
 def box_model_path() -> Path:
     """Where the small CLEVR model that comes with the package lies; its card is beside it.
 
     Raises:
-      UserError: this installation has none.
+        UserError: this installation has none.
     """
     path = Path(str(importlib.resources.files("msdspn_jax") / "assets" / _BOX_MODEL))
     if not path.exists():
         raise UserError(
             f"there is no model in the box: {path} is missing. Give a run folder, a weights file or"
-            " an artefact instead"
+            " a program instead"
         )
     return path
 
@@ -75,17 +102,15 @@ def save_model(
     """Write a predictor to one file, whole or not at all; the same model gives the same bytes.
 
     Raises:
-      ValueError: a weight that is not finite.
-      UserError: the file cannot be written.
+        ValueError: a weight that is not finite.
+        UserError: the file cannot be written.
     """
     from safetensors.numpy import save
-
-    from msdspn_jax.trained.run import package_versions
 
     arrays = {name: np.ascontiguousarray(x) for name, x in _by_name(variables).items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise ValueError(f"variables: {name} must be finite, got a NaN or an infinity")
+            raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
     # Folders are those of the machine that trained: their last names say enough.
     settings = {
         k: Path(v).name if k.endswith("_dir") and v else v for k, v in config.numerical().items()
@@ -99,19 +124,18 @@ def save_model(
     }
     # A single entry: the writer does not keep the order of several.
     data = save(arrays, metadata={_ENTRY: json.dumps(record, default=str, sort_keys=True)})
-    write_bytes(Path(path), data)
+    with as_user_error(path):
+        write_bytes(path, data)
 
 
 def load_model(path: str | Path) -> Model:
     """Read what `save_model` wrote, every name, shape and type checked against the model.
 
     Raises:
-      UserError: no such file; not such a file, a damaged one, or one of a newer version; weights
-        that are not those of the model that its configuration describes.
+        UserError: no such file; not such a file, a damaged one, or one of a newer version; weights
+            that are not those of the model that its configuration describes.
     """
     from safetensors import SafetensorError, safe_open
-
-    from msdspn_jax import tasks
 
     path = Path(path)
     if not path.is_file():
@@ -132,25 +156,9 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path}: its configuration makes no model: {error}") from error
     _check_arrays(path, arrays, expected)
     variables = jax.tree_util.tree_map_with_path(lambda key, _: arrays[_name(key)], expected)
-    return Model(config, variables, record["step"], predictor, record["versions"], record["task"])
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; folders are made where needed.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    return Model(
+        config, variables, record["step"], predictor, record["versions"], record["task"], str(path)
+    )
 
 
 def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -180,10 +188,8 @@ def _read_config(path: Path, config_type: type[TrainConfig], values: dict[str, A
             f"{path}: its configuration has {', '.join(sorted(unknown))}, which this version of"
             " msdspn_jax does not know"
         )
-    # JSON has no tuples.
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return config_type(**values)
+        return parse_config(config_type, values)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: its configuration is not valid: {error}") from error
 

@@ -21,10 +21,10 @@ class Restored(NamedTuple):
     """A checkpoint read back.
 
     Attributes:
-      step: its step.
-      state: the tree that was saved, as NumPy arrays.
-      notes: the JSON object that was saved with it.
-      damaged: newer checkpoints that could not be read, with the reason.
+        step: its step.
+        state: the tree that was saved, as NumPy arrays.
+        notes: the JSON object that was saved with it.
+        damaged: newer checkpoints that could not be read, with the reason.
     """
 
     step: int
@@ -176,7 +176,7 @@ class Checkpoints:
         """One checkpoint; ``like`` gives the tree's structure, shapes and types.
 
         Raises:
-          UserError: it is damaged or of another model; names the folder and the reason.
+            UserError: it is damaged or of another model; names the folder and the reason.
         """
         args = self._ocp.args
         template = jax.tree.map(lambda x: np.empty(np.shape(x), np.asarray(x).dtype), like)
@@ -200,7 +200,7 @@ class Checkpoints:
         """The newest checkpoint that is whole; None if the folder has none at all.
 
         Raises:
-          UserError: there are checkpoints, and all are damaged.
+            UserError: there are checkpoints, and all are damaged.
         """
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from msdspn_jax.errors import UserError
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.training.config import TrainConfig
 
 # Shown on the progress line, if a task reports them.
@@ -44,12 +44,8 @@ class Logger:
         if silent:
             return
         if config.wandb:
-            try:
-                import wandb
-            except ImportError:
-                raise UserError(
-                    "--wandb needs Weights & Biases: pip install 'msdspn-jax[wandb]'"
-                ) from None
+            import wandb
+
             self._wandb = wandb.init(
                 project="msdspn-jax",
                 name=folder.name,
@@ -129,30 +125,9 @@ class Progress:
         self._silent = silent
         self._start = (time.monotonic(), first_step)
         self._last_line = time.monotonic()
-        self._bar = None
-        if config.progress and not silent and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self._bar = Progress(
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[shown]}"),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._task = self._bar.add_task(
-                "", total=config.steps, completed=first_step, shown="compiling …", rate=""
-            )
-            self._bar.start()
+        self._bar = ProgressBar(transient=True)
+        if config.progress and not silent:
+            self._bar(first_step, config.steps, "compiling …")
 
     def rate(self, step: int) -> float:
         """Steps per second since the run began (compilation left out once it is past)."""
@@ -168,9 +143,8 @@ class Progress:
         if self._silent or not self.config.progress:
             return
         shown, rate = _shown(values), f"{self.rate(step):.3g} steps/s" if self.rate(step) else ""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=shown, rate=rate)
-        elif time.monotonic() - self._last_line > 15:
+        self._bar(step, self.config.steps, f"{shown}  {rate}")
+        if not self._bar.live and time.monotonic() - self._last_line > 15:
             self._last_line = time.monotonic()
             left = _clock((self.config.steps - step) / max(self.rate(step), 1e-9))
             print(
@@ -181,12 +155,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays, without --progress too: something the user must know."""
-        if self._silent:
-            return
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        if not self._silent:
+            self._bar.say(text)
 
     def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
         """A line about an evaluation."""
@@ -195,8 +165,7 @@ class Progress:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.close()
 
 
 def _shown(values: dict[str, Any]) -> str:

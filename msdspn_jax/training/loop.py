@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from msdspn_jax.errors import UserError
-from msdspn_jax.trained import run as run_folder
+from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.logging import Logger, Progress, summarise
@@ -38,10 +38,10 @@ class Outcome(NamedTuple):
     """How a call of `train` ended.
 
     Attributes:
-      folder: the run folder.
-      state: the state at the end, as host arrays.
-      metrics: the last validation metrics.
-      signal: the signal that ended it early, or None: all steps are done.
+        folder: the run folder.
+        state: the state at the end, as host arrays.
+        metrics: the last validation metrics.
+        signal: the signal that ended it early, or None: all steps are done.
     """
 
     folder: Path
@@ -50,27 +50,35 @@ class Outcome(NamedTuple):
     signal: int | None
 
 
-def train(task: Task, config: TrainConfig) -> Outcome:
+def train(task: Task, config: TrainConfig, *, saved: TrainConfig | None = None) -> Outcome:
     """Train ``task`` in the run folder ``config.run_dir``; with ``config.resume``, go on there.
 
+    Args:
+        task: what to train.
+        config: how.
+        saved: the configuration that the run folder was begun with, for who has read it already.
+            Default: what its config.json makes of the type of ``config``.
+
     Raises:
-      UserError: anything the user can mend: a run folder that cannot be written or is in use, a
-        changed configuration, a damaged checkpoint, a full disk, a loss that is not finite. What
-        was saved before stays.
+        UserError: anything the user can mend: a run folder that cannot be written or is in use, a
+            changed configuration, a damaged checkpoint, a full disk, a loss that is not finite.
+            What was saved before stays.
     """
     if config.run_dir is None:
-        raise ValueError("config.run_dir must name the run folder")
-    return _Trainer(task, config, Path(config.run_dir)).run()
+        raise ValueError("config.run_dir: expected the name of the run folder, got None")
+    return _Trainer(task, config, Path(config.run_dir), saved).run()
 
 
 class _Trainer:
     """What `train` needs in several places, held together for one call."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path):
+    def __init__(
+        self, task: Task, config: TrainConfig, folder: Path, saved: TrainConfig | None = None
+    ):
         self.task, self.config, self.folder = task, config, folder
         self.leader = jax.process_index() == 0
         self.runner = StepRunner(task, config)
-        _prepare_folder(folder, task, config, self.leader)
+        _prepare_folder(folder, task, config, saved, self.leader)
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=config.keep_checkpoints, monitor=task.monitor
         )
@@ -331,7 +339,9 @@ def _reason(status: np.ndarray, metrics: dict[str, np.ndarray], config: TrainCon
     return what + (f" in replicate {replicate}." if config.replicates > 1 else ".")
 
 
-def _prepare_folder(folder: Path, task: Task, config: TrainConfig, leader: bool) -> None:
+def _prepare_folder(
+    folder: Path, task: Task, config: TrainConfig, saved: TrainConfig | None, leader: bool
+) -> None:
     """Make the run folder and config.json, or check that what is there may be gone on with."""
     exists = (folder / "config.json").exists()
     _barrier("looked at the run folder")
@@ -340,9 +350,10 @@ def _prepare_folder(folder: Path, task: Task, config: TrainConfig, leader: bool)
             f"{folder} holds a run already; go on with it by --resume, or choose another --run-dir"
         )
     if exists:
-        name, saved = run_folder.read_config(folder)
+        name = run_folder.read_record(folder)["task"]
         if name != task.name:
             raise UserError(f"{folder} is a run of {name}, not of {task.name}")
+        saved = saved or run_folder.read_config(folder, type(config))
         difference = run_folder.config_difference(saved, config)
         if difference and not config.allow_config_change:
             raise UserError(
@@ -397,7 +408,7 @@ def _signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _explained(trainer: _Trainer) -> Iterator[None]:
-    """Turn failures of the world outside into errors that say what to do."""
+    """Turn failures from outside the program into errors that say what to do."""
     try:
         yield
     except UserError:

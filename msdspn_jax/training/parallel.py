@@ -31,11 +31,11 @@ class Chunk(NamedTuple):
     """What came of one dispatch.
 
     Attributes:
-      state: the state after the last step done.
-      done: how many steps were done; fewer than asked for when one was refused and could not be
-        skipped (that one is the last of them).
-      metrics: name -> [done, replicates].
-      status: [done, replicates], see `training.state`.
+        state: the state after the last step done.
+        done: how many steps were done; fewer than asked for when one was refused and could not be
+            skipped (that one is the last of them).
+        metrics: name -> [done, replicates].
+        status: [done, replicates], see `training.state`.
     """
 
     state: TrainState
@@ -51,9 +51,9 @@ class StepRunner:
         """Prepare; nothing is compiled before the first step.
 
         Args:
-          task: what to train.
-          config: ``parallel``, ``batch_size``, ``replicates`` and so on.
-          devices: which to use, unless ``parallel`` is "none". Default: all.
+            task: what to train.
+            config: ``parallel``, ``batch_size``, ``replicates`` and so on.
+            devices: which to use, unless ``parallel`` is "none". Default: all.
         """
         self.task, self.config = task, config
         self.mode = config.parallel
@@ -65,8 +65,8 @@ class StepRunner:
             self.devices = list(devices or jax.devices())
         if config.batch_size % len(self.devices):
             raise UserError(
-                f"--batch-size {config.batch_size} cannot be shared equally by"
-                f" {len(self.devices)} devices"
+                f"--batch-size: expected a multiple of {len(self.devices)}, the number of devices,"
+                f" got {config.batch_size}"
             )
         self.local_batch = config.batch_size // len(self.devices)
         self.mesh = Mesh(np.array(self.devices), (AXIS,))
@@ -78,8 +78,11 @@ class StepRunner:
 
     def init(self) -> TrainState:
         """The state before the first step, as host arrays."""
+        task, config = self.task, self.config
         return _to_host(
-            jax.jit(lambda: init_states(self.task, self.config.seed, self.config.replicates))()
+            jax.jit(
+                lambda: init_states(task.init, task.optimizer, config.seed, config.replicates)
+            )()
         )
 
     def place(self, tree: PyTree) -> PyTree:
@@ -113,7 +116,7 @@ class StepRunner:
         """
         capacity = self.config.steps_per_dispatch
         if not 0 < count <= capacity:
-            raise ValueError(f"count must be in 1..{capacity}, got {count}")
+            raise ValueError(f"count: expected 1 to {capacity}, got {count}")
         if not self.task.stepwise:
             return self._dispatch(state, step, count, batches)
         chunks: list[Chunk] = []
@@ -294,29 +297,37 @@ def _rows(x: Any, *, done: int, replicates: int) -> np.ndarray:
 # --- several machines ---
 
 
+def distributed_arguments(config: TrainConfig) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is to be told; None if there are no other processes.
+
+    Raises:
+        UserError: flags that do not go together.
+    """
+    if config.coordinator is None:
+        if config.num_processes is not None or config.process_id is not None:
+            raise UserError("--num-processes and --process-id need --coordinator host:port")
+        return {} if config.distributed else None
+    if config.num_processes is None or config.process_id is None:
+        raise UserError("--coordinator needs --num-processes and --process-id as well")
+    if not 0 <= config.process_id < config.num_processes:
+        raise UserError(
+            f"--process-id: expected 0 to {config.num_processes - 1}, got {config.process_id}"
+        )
+    return {
+        "coordinator_address": config.coordinator,
+        "num_processes": config.num_processes,
+        "process_id": config.process_id,
+    }
+
+
 def start_distributed(config: TrainConfig) -> None:
     """Join the other processes, if the configuration says that there are any.
 
     Must come before anything else touches JAX's devices.
     """
-    if config.coordinator is None:
-        if config.num_processes is not None or config.process_id is not None:
-            raise UserError("--num-processes and --process-id need --coordinator host:port")
-        if not config.distributed:
-            return
-        arguments: dict[str, Any] = {}
-    else:
-        if config.num_processes is None or config.process_id is None:
-            raise UserError("--coordinator needs --num-processes and --process-id as well")
-        if not 0 <= config.process_id < config.num_processes:
-            raise UserError(
-                f"--process-id must be in 0..{config.num_processes - 1}, got {config.process_id}"
-            )
-        arguments = {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.num_processes,
-            "process_id": config.process_id,
-        }
+    arguments = distributed_arguments(config)
+    if arguments is None:
+        return
     try:
         jax.distributed.initialize(
             **arguments,

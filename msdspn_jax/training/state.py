@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from jaxtyping import Array, Int, Key, PyTree
 
 from msdspn_jax.training.task import Batch, Metrics, Task, Variables
 
-# Why a step was refused (bits of `StepReport.status`).
+Init = Callable[[Key[Array, ""]], Variables]
+
+# Why a step was refused: bits of the status that `train_step` returns.
 LOSS_NOT_FINITE = 1
 GRADIENT_NOT_FINITE = 2
 INNER_ENERGY_EXPLODED = 4
@@ -22,9 +24,10 @@ class TrainState(NamedTuple):
     """Everything that training changes; with replicates every leaf but ``step`` has them first.
 
     Attributes:
-      params, model_state, opt_state: parameters, batch statistics (or None), optimiser state.
-      step: number of steps done; the data, order and noise of a step follow from it and the seed.
-      skipped: number of steps left out because they were not finite.
+        params, model_state, opt_state: parameters, batch statistics (or None), optimiser state.
+        step: number of steps done; the data, order and noise of a step follow from it and the
+            seed.
+        skipped: number of steps left out because they were not finite.
     """
 
     params: PyTree
@@ -56,17 +59,21 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*(jax.random.fold_in(root, i) for i in range(4)))
 
 
-def init_state(task: Task, key: Key[Array, ""]) -> TrainState:
-    """The state before the first step, for one seed."""
-    variables = task.init(key)
+def init_state(
+    init: Init, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step, for one seed; ``init`` and ``optimizer`` as in `Task`."""
+    variables = init(key)
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, variables.get("state"), task.optimizer.init(params), zero, zero)
+    return TrainState(params, variables.get("state"), optimizer.init(params), zero, zero)
 
 
-def init_states(task: Task, seed: int, replicates: int) -> TrainState:
+def init_states(
+    init: Init, optimizer: optax.GradientTransformation, seed: int, replicates: int
+) -> TrainState:
     """The state before the first step of seeds ``seed … seed + replicates - 1``, side by side."""
-    states = [init_state(task, run_keys(seed + r).init) for r in range(replicates)]
+    states = [init_state(init, optimizer, run_keys(seed + r).init) for r in range(replicates)]
     if replicates == 1:
         return states[0]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

@@ -29,7 +29,7 @@ def supervise(prog: str) -> int | None:
     and None returned: the run then ends as JAX ends it.
 
     Args:
-      prog: the name before messages, such as "msdspn train".
+        prog: the name before messages, such as "msdspn train".
     """
     if not sys.platform.startswith("linux") or threading.active_count() > 1:
         return None
@@ -93,8 +93,8 @@ def explained(number: int, log: bytes) -> tuple[int, str]:
     """Exit code and message for a process ended by a signal.
 
     Args:
-      number: the signal.
-      log: what it logged from the line with `FATE_SHARED` on.
+        number: the signal.
+        log: what it logged from the line with `FATE_SHARED` on.
     """
     name = signal.Signals(number).name
     if number == signal.SIGABRT and FATE_SHARED in log:

@@ -144,4 +144,4 @@ def test_command_names_what_is_missing(tmp_path, capsys):
     assert cli.main(["data", "clevr-tfds", *arguments]) == 2
     assert "expected images/train, images/val or images/test" in capsys.readouterr().err
     assert cli.main(["data", "clevr", *arguments, "--size", "0"]) == 2
-    assert "--size must be at least 1" in capsys.readouterr().err
+    assert "--size: expected at least 1" in capsys.readouterr().err

@@ -13,12 +13,12 @@ from PIL import Image
 
 from msdspn_jax import cli
 from msdspn_jax.clevr import objects as layout
-from msdspn_jax.commands.export import predict_function
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.clevr import model as clevr_model
 from msdspn_jax.tasks.clevr import task as clevr
-from msdspn_jax.trained import program as artefact
-from msdspn_jax.trained import weights as model_file
+from msdspn_jax.trained import program as programs
+from msdspn_jax.trained import weights as weights_files
+from msdspn_jax.training.config import TrainConfig
 
 # What a machine without the model's code is like: nothing of it can be imported.
 BLOCK = """
@@ -70,7 +70,7 @@ def weights(tmp_path_factory):
     for name in ("slot-mlp", "slot-attention"):
         config = clevr.Config(model=name, size=16, slot_dim=4, slot_iterations=1, hidden_dim=4)
         variables = random_variables(config)
-        model_file.save_model(folder / f"{name}.safetensors", config, variables, step=3)
+        weights_files.save_model(folder / f"{name}.safetensors", config, variables, step=3)
     return lambda name: folder / f"{name}.safetensors"
 
 
@@ -79,7 +79,7 @@ def box(weights, monkeypatch):
     """Puts one of them into the box; gives its file."""
 
     def put(name):
-        monkeypatch.setattr(model_file, "box_model_path", lambda: weights(name))
+        monkeypatch.setattr(weights_files, "box_model_path", lambda: weights(name))
         return weights(name)
 
     return put
@@ -96,7 +96,7 @@ def run(code, cache, *argv):
     )  # fmt: skip
 
 
-def test_an_artefact_runs_without_the_model(box, tmp_path):
+def test_a_program_runs_without_the_model(box, tmp_path):
     weights, path = box("slot-mlp"), tmp_path / "model.zip"
     argv = ["export", "--out", str(path), "--threshold", "-10", "--no-check"]
     assert cli.main(argv) == 0
@@ -104,7 +104,7 @@ def test_an_artefact_runs_without_the_model(box, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(image)
 
-    model = model_file.load_model(weights)
+    model = weights_files.load_model(weights)
     keys = jax.random.key(0)[None]
     predict = jax.jit(model.predictor.predict)
     expected = np.asarray(predict(model.variables, pixels[None], keys).objects[0])
@@ -128,7 +128,7 @@ def test_an_artefact_runs_without_the_model(box, tmp_path):
         np.testing.assert_allclose(np.fromstring(numbers[:-1], sep=" "), o.position, atol=1e-4)
 
     out = tmp_path / "out"
-    argv = ["predict", "--artefact", path, image, "--out", out, "--no-pictures"]
+    argv = ["predict", "--program", path, image, "--out", out, "--no-pictures"]
     verb = run(WITHOUT_MODELS, tmp_path / "cache", *argv)
     assert verb.returncode == 0, verb.stderr
     (scene,) = json.loads((out / "predictions.json").read_text())["scenes"]
@@ -136,7 +136,7 @@ def test_an_artefact_runs_without_the_model(box, tmp_path):
     np.testing.assert_allclose([o["score"] for o in scene["objects"]], scores, atol=1e-5)
 
 
-def test_weights_and_artefact_predict_the_same_for_any_batch(box, tmp_path, capsys):
+def test_weights_and_program_predict_the_same_for_any_batch(box, tmp_path, capsys):
     weights = box("slot-attention")
     path, copy = tmp_path / "model.zip", tmp_path / "copy.safetensors"
     flags = ["--out", str(path), "--weights", str(copy), "--seed", "4", "--no-check"]
@@ -160,7 +160,7 @@ def test_weights_and_artefact_predict_the_same_for_any_batch(box, tmp_path, caps
         Image.fromarray(pixels).save(images[-1])
     found = []
     # Slots are drawn anew by every program: from the seed, and not from an image's place.
-    for source in (["--artefact", str(path)], ["--weights", str(copy), "--seed", "4"]):
+    for source in (["--program", str(path)], ["--weights", str(copy), "--seed", "4"]):
         out = tmp_path / f"out{len(found)}"
         batch = ("2", "8")[len(found)]
         argv = [*images, "--out", str(out), "--batch-size", batch, "--threshold", "-10"]
@@ -176,8 +176,8 @@ def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, cap
         model="idspn", size=64, encoder_width=2, latent_dim=4, hidden_dim=4, eval_inner_steps=3
     )
     path = tmp_path / "m.safetensors"
-    model_file.save_model(path, config, random_variables(config, 0.3), step=1)
-    monkeypatch.setattr(model_file, "box_model_path", lambda: path)
+    weights_files.save_model(path, config, random_variables(config, 0.3), step=1)
+    monkeypatch.setattr(weights_files, "box_model_path", lambda: path)
     out, asked = tmp_path / "m.zip", []
     predict = clevr_model.Predictor.predict
 
@@ -192,8 +192,8 @@ def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, cap
     # It was run beside the model, which is where a program that does something else is noticed.
     printed = capsys.readouterr().out
     assert float(printed.split("differs from the model by at most ")[1].split()[0]) < 1e-4
-    assert artefact.load_artefact(out).settings["inner_steps"] == 2
-    monkeypatch.setattr(artefact, "difference", lambda *_: 0.1)
+    assert programs.load_program(out).settings["inner_steps"] == 2
+    monkeypatch.setattr(programs, "difference", lambda *_: 0.1)
     assert cli.main([*argv, "--overwrite"]) == 2
     assert "predictions differ from the model's by 1.0e-01" in capsys.readouterr().err
 
@@ -204,29 +204,29 @@ def test_every_image_has_the_key_of_the_seed():
             objects = (variables, jax.random.key_data(keys), inner_steps)
             return SimpleNamespace(objects=objects)
 
-    model: Any = SimpleNamespace(predictor=Predictor())
-    variables, keys, steps = predict_function(model, inner_steps=7, seed=4)("v", np.zeros((3, 2)))
-    assert (variables, steps) == ("v", 7)
+    model = weights_files.Model(TrainConfig(), {}, 0, Predictor(), {})
+    objects: Any = model.predict({"v": 1}, np.zeros((3, 2)), inner_steps=7, seed=4)
+    variables, keys, steps = objects
+    assert (variables, steps) == ({"v": 1}, 7)
     np.testing.assert_array_equal(keys, [jax.random.key_data(jax.random.key(4))] * 3)
 
 
 def test_a_run_is_exported(weights, tmp_path, monkeypatch, capsys):
-    model, asked = model_file.load_model(weights("slot-mlp")), []
+    model, asked = weights_files.load_model(weights("slot-mlp")), []
 
-    def load_run(folder, *, checkpoint):
+    def load_predictor(folder, *, checkpoint):
         asked.append(checkpoint)
-        return SimpleNamespace(config=model.config, variables=[model.variables, None], step=9)
+        return model._replace(step=9, source=str(folder))
 
-    monkeypatch.setattr("msdspn_jax.trained.run.load_run", load_run)
-    (tmp_path / "config.json").write_text(json.dumps({"task": "clevr"}))
+    monkeypatch.setattr("msdspn_jax.trained.run.load_predictor", load_predictor)
     out = tmp_path / "w.safetensors"
     argv = ["export", "--run", str(tmp_path), "--weights", str(out), "--overwrite"]
     for flags in ([], ["--checkpoint", "latest"], ["--checkpoint", "9"]):
         assert cli.main([*argv, *flags]) == 0
     assert asked == ["best", "latest", 9]
-    assert model_file.load_model(out).step == 9
+    assert weights_files.load_model(out).step == 9
     assert cli.main([*argv, "--checkpoint", "newest"]) == 2
-    assert "must be best, latest or a step, got 'newest'" in capsys.readouterr().err
+    assert "--checkpoint: expected best, latest or a step, got 'newest'" in capsys.readouterr().err
 
 
 def test_bad_flags_are_told(box, tmp_path, capsys):
@@ -240,10 +240,10 @@ def test_bad_flags_are_told(box, tmp_path, capsys):
     a = tmp_path / "a"
     assert "name the same file" in message("--out", a, "--weights", tmp_path / "x" / ".." / "a")
     assert "is a folder" in message("--out", tmp_path)
-    assert "--inner-steps must be at least 1" in message("--out", a, "--inner-steps", 0)
+    assert "--inner-steps: expected at least 1" in message("--out", a, "--inner-steps", 0)
     assert "slot-attention has no inner loop" in message("--out", a, "--inner-steps", 3)
     assert "is not a run folder" in message("--out", a, "--run", tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"task": "digits"}))
+    (tmp_path / "config.json").write_text(json.dumps({"task": "digits", "config": {}}))
     assert "a run of the task digits, expected clevr" in message("--out", a, "--run", tmp_path)
     assert not a.exists()
 
@@ -252,11 +252,11 @@ def constant(images):
     return jax.numpy.zeros((images.shape[0], 10, 19)) + images.mean()
 
 
-def test_damaged_and_foreign_artefacts_are_refused(tmp_path):
+def test_damaged_and_foreign_programs_are_refused(tmp_path):
     path = tmp_path / "a.zip"
-    artefact.save_artefact(path, constant, size=4, platforms=("tpu",))
+    programs.save_program(path, constant, size=4, platforms=("tpu",))
     with pytest.raises(UserError, match="the program is for tpu, this machine has cpu"):
-        artefact.load_artefact(path)
+        programs.load_program(path)
     good = path.read_bytes()
 
     def rewritten(**changes):
@@ -274,21 +274,21 @@ def test_damaged_and_foreign_artefacts_are_refused(tmp_path):
         ({}, "does not read this program"),
     ):
         with pytest.raises(UserError, match=words):
-            artefact.load_artefact(rewritten(**changes))
+            programs.load_program(rewritten(**changes))
     for place in (0, len(good) // 2, len(good) - 5):
         path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
         with pytest.raises(UserError, match=r"a\.zip"):
-            artefact.load_artefact(path)
+            programs.load_program(path)
     path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(UserError, match="not an artefact, or damaged"):
-        artefact.load_artefact(path)
+    with pytest.raises(UserError, match="not an exported program, or damaged"):
+        programs.load_program(path)
     with pytest.raises(UserError, match="no such file"):
-        artefact.load_artefact(tmp_path / "none.zip")
+        programs.load_program(tmp_path / "none.zip")
 
 
 def test_only_sets_of_objects_are_exported(tmp_path):
-    with pytest.raises(ValueError, match=r"predict must return float32 \[batch, n, 19\]"):
-        artefact.save_artefact(tmp_path / "a", lambda x: x, size=4)
-    with pytest.raises(ValueError, match="platforms must be of cpu"):
-        artefact.save_artefact(tmp_path / "a", constant, size=4, platforms=("abacus",))
+    with pytest.raises(ValueError, match="predict: expected it to return float32"):
+        programs.save_program(tmp_path / "a", lambda x: x, size=4)
+    with pytest.raises(ValueError, match="platforms: expected some of cpu"):
+        programs.save_program(tmp_path / "a", constant, size=4, platforms=("abacus",))
     assert not (tmp_path / "a").exists()

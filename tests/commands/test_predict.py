@@ -12,8 +12,8 @@ from msdspn_jax.clevr import objects as clevr
 from msdspn_jax.clevr.entries import scene_to_json
 from msdspn_jax.clevr.files import ClevrFolder, read_scenes, resize_image
 from msdspn_jax.commands.predict import unique_names
-from msdspn_jax.trained import program as artefact
-from msdspn_jax.trained import weights as model_file
+from msdspn_jax.trained import program as programs
+from msdspn_jax.trained import weights
 
 SIZE = 16
 OBJECTS = (
@@ -35,14 +35,14 @@ def see(images):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("program") / "see.zip"
-    artefact.save_artefact(path, see, size=SIZE, facts={"model": "see"})
+    programs.save_program(path, see, size=SIZE, facts={"model": "see"})
     return path
 
 
 @pytest.fixture
 def run(program, tmp_path):
     def run(*images, out="out", **flags):
-        argv = ["--artefact", program, "--out", tmp_path / out, *images]
+        argv = ["--program", program, "--out", tmp_path / out, *images]
         for name, value in flags.items():
             argv += [f"--{name}"] if value is True else [f"--{name}", value]
         return cli.main(["predict", *map(str, argv)])
@@ -197,12 +197,13 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"run": "r"}, "only one of --run, --artefact"),
-        ({"weights": "r"}, "only one of --weights, --artefact"),
-        ({"batch-size": 0}, "--batch-size must be at least 1, got 0"),
-        ({"inner-steps": 5}, "--inner-steps: fixed in an artefact"),
-        ({"seed": 5}, "--seed: fixed in an artefact"),
-        ({"threshold": "nan"}, "--threshold must be a finite number"),
+        ({"run": "r"}, "only one of --run, --program"),
+        ({"weights": "r"}, "only one of --weights, --program"),
+        ({"batch-size": 0}, "--batch-size: expected at least 1, got 0"),
+        ({"inner-steps": 5}, "--inner-steps: fixed in a program"),
+        ({"seed": 5}, "--seed: fixed in a program"),
+        ({"threshold": "nan"}, "--threshold: expected a finite number"),
+        ({"artefact": "r"}, "--artefact is now called --program"),
         ({"scenes": "none.json"}, "none.json: cannot be read"),
     ],
 )
@@ -215,12 +216,12 @@ def test_bad_flags_are_told(run, tmp_path, capsys, flags, words):
 def test_without_a_model(tmp_path, monkeypatch, capsys):
     image = str(picture(tmp_path / "a.png"))
     out = ["--out", str(tmp_path / "out")]
-    monkeypatch.setattr(model_file, "_BOX_MODEL", "none.safetensors")
+    monkeypatch.setattr(weights, "_BOX_MODEL", "none.safetensors")
     assert cli.main(["predict", image, *out]) == 2
     assert "no model in the box" in capsys.readouterr().err
     assert cli.main(["predict", image, *out, "--run", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
     assert cli.main(["predict", *out]) == 2
     assert "no images given" in capsys.readouterr().err
-    assert cli.main(["predict", image, *out, "--artefact", image]) == 2
-    assert "not an artefact, or damaged" in capsys.readouterr().err
+    assert cli.main(["predict", image, *out, "--program", image]) == 2
+    assert "not an exported program, or damaged" in capsys.readouterr().err

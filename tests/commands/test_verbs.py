@@ -16,7 +16,7 @@ from msdspn_jax import cli, tasks
 from msdspn_jax.commands import flags, grid
 from msdspn_jax.commands import train as train_command
 from msdspn_jax.errors import UserError
-from msdspn_jax.trained import run
+from msdspn_jax.training import run_folder
 from msdspn_jax.training.config import TrainConfig
 
 training_tasks.register()
@@ -109,9 +109,9 @@ def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     assert cli.main(["evaluate", str(folder)]) == 0
     assert "test" in capsys.readouterr().out
     found = json.loads((folder / "evaluation.json").read_text())["metrics"]
-    (line,) = run.read_metrics(folder, "test")
+    (line,) = run_folder.read_metrics(folder, "test")
     assert line["loss"] == found["test"]["loss"]
-    assert found["val"]["loss"] == pytest.approx(run.read_metrics(folder, "val")[-1]["loss"])
+    assert found["val"]["loss"] == pytest.approx(run_folder.read_metrics(folder, "val")[-1]["loss"])
     assert (folder / "figures" / "strip.png").exists()
     assert cli.main(["evaluate", str(folder), "--checkpoint", "77"]) == 2
     assert cli.main(["show", str(folder)]) == 0
@@ -166,12 +166,12 @@ def test_grid_skips_finished_resumes_unfinished_and_refuses_others(tmp_path, mon
         grid, "train_cell", lambda t, cell, f: trained.append(cell.name) or real(t, cell, f)
     )
     first, second = tmp_path / "noise-0.1", tmp_path / "noise-0.2"
-    assert run.is_finished(first)
+    assert run_folder.is_finished(first)
     assert not second.exists()
     # An unfinished cell: begun, then its last step forgotten.
     assert cli.main(argv) == 0
     assert trained == ["noise-0.2"]
-    run.truncate_metrics(second, 1)
+    run_folder.truncate_metrics(second, 1)
     import shutil
 
     shutil.rmtree(second / "checkpoints" / "2")
@@ -179,7 +179,7 @@ def test_grid_skips_finished_resumes_unfinished_and_refuses_others(tmp_path, mon
     assert "unfinished  noise-0.2" in capsys.readouterr().out
     assert cli.main(argv) == 0
     assert trained == ["noise-0.2", "noise-0.2"]
-    assert run.is_finished(second)
+    assert run_folder.is_finished(second)
     assert cli.main([*argv, "--seed", "3"]) == 2
     assert "--seed: the run has 0, asked for 3" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def test_grid_skips_finished_resumes_unfinished_and_refuses_others(tmp_path, mon
 def test_one_diverging_cell_does_not_stop_the_grid(tmp_path, capsys):
     argv = ["grid", "toy", "--bad-step", "1,5", "--grid-dir", str(tmp_path), *SMALL]
     assert cli.main(argv) == 1
-    assert run.is_finished(tmp_path / "bad-step-5")
+    assert run_folder.is_finished(tmp_path / "bad-step-5")
     assert "bad-step-1: step 1: the loss is not finite" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import training_tasks
 from training_tasks import compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax import cli
-from msdspn_jax.trained import run
+from msdspn_jax.training import run_folder
 
 training_tasks.register()
 SMALL = ["--steps", "2", "--evaluate-every", "1", "--no-progress"]
@@ -60,12 +60,12 @@ def test_grid_of_local_jobs_trains_every_cell_and_reports_the_bad_one(tmp_path):
     (grid_dir / "seed-1").write_text("")
     first = grid()
     assert first.returncode == 1, first.stderr
-    assert run.is_finished(grid_dir / "seed-0")
+    assert run_folder.is_finished(grid_dir / "seed-0")
     assert "seed-1: " in first.stderr
     (grid_dir / "seed-1").unlink()
     second = grid()
     assert second.returncode == 0, second.stderr
-    assert run.is_finished(grid_dir / "seed-1")
+    assert run_folder.is_finished(grid_dir / "seed-1")
     assert list((grid_dir / "jobs").glob("*_log.out"))
 
 

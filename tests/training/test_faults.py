@@ -18,8 +18,7 @@ from training_tasks import Config, compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax import cli
 from msdspn_jax.errors import UserError
-from msdspn_jax.trained import run
-from msdspn_jax.training import checkpoints, loop
+from msdspn_jax.training import checkpoints, loop, run_folder
 
 training_tasks.register()
 HERE = Path(__file__).parents[1]
@@ -51,7 +50,7 @@ def train_here(folder: Path, **flags) -> loop.Outcome:
 
 
 def history(folder: Path) -> list[dict]:
-    lines = run.read_metrics(folder)
+    lines = run_folder.read_metrics(folder)
     return [{k: v for k, v in x.items() if not k.startswith("steps_per_second")} for x in lines]
 
 

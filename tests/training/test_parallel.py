@@ -18,8 +18,7 @@ import training_tasks
 from processes import environment, wait_for, wait_for_step
 from training_tasks import Config, compiled_once, no_figures  # noqa: F401
 
-from msdspn_jax.trained import run
-from msdspn_jax.training import loop
+from msdspn_jax.training import loop, run_folder
 from msdspn_jax.training.checkpoints import Checkpoints
 from msdspn_jax.training.supervise import FATE_SHARED, GO_ON, explained
 
@@ -120,10 +119,10 @@ def test_two_processes_equal_one(tmp_path):
     config = Config(run_dir=str(tmp_path / "one"), batch_norm=True)
     one = loop.train(training_tasks.build(config), config)
     chex.assert_trees_all_close(final_state(tmp_path / "two"), one.state, atol=1e-6)
-    assert run.read_record(tmp_path / "two")["num_processes"] == 2
+    assert run_folder.read_record(tmp_path / "two")["num_processes"] == 2
     # Process 0 alone writes the logs.
-    lines = [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "two")]
-    assert lines == [(x["step"], x["split"]) for x in run.read_metrics(tmp_path / "one")]
+    lines = [(x["step"], x["split"]) for x in run_folder.read_metrics(tmp_path / "two")]
+    assert lines == [(x["step"], x["split"]) for x in run_folder.read_metrics(tmp_path / "one")]
 
 
 # Each joins the other and then does nothing: JAX's abort alone can tell that the other is gone.

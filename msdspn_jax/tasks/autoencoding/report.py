@@ -95,7 +95,7 @@ def variant_of(config: dict[str, Any]) -> str:
 
 def collect(folder: Path) -> list[Row]:
     """The finished cells in a folder, in order of n, d, inner steps and variant."""
-    from msdspn_jax.trained.run import finished_runs, read_metrics, read_record
+    from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
 
     rows = []
     for run in finished_runs(folder, "random-sets"):

@@ -25,6 +25,8 @@ from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import Variables
 
 ENERGY_MODELS = ("idspn", "dspn")
+#: Which validation metric picks the best checkpoint.
+MONITOR: tuple[str, Literal["min", "max"]] = ("ap_mean", "max")
 
 
 @dataclass(frozen=True, kw_only=True)

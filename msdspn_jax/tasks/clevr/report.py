@@ -75,8 +75,8 @@ def report(argv: list[str]) -> int:
     import tyro
 
     from msdspn_jax import plots
+    from msdspn_jax._files import write_text
     from msdspn_jax.clevr import plots as clevr_plots
-    from msdspn_jax.trained.run import write_atomically
 
     options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
     rows = collect(options.runs)
@@ -92,8 +92,8 @@ def report(argv: list[str]) -> int:
     ]
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "results.md", text)
-        write_atomically(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
+        write_text(options.out / "results.md", text)
+        write_text(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
         figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
         plots.save(figure, options.out / "curves.png")
     except OSError as error:
@@ -105,7 +105,7 @@ def report(argv: list[str]) -> int:
 
 def collect(folder: Path) -> list[Row]:
     """The finished and evaluated runs below a folder, labelled by what tells them apart."""
-    from msdspn_jax.trained.run import finished_runs, read_metrics, read_record
+    from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
 
     rows, waiting = [], []
     for run in finished_runs(folder, "clevr"):

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from msdspn_jax._cache import user_cache_folder
-from msdspn_jax._progress import progress_bar
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.clevr.model import (
     ENERGY_MODELS,
+    MONITOR,
     Config,
     Prediction,
     build_predictor,
@@ -22,7 +23,7 @@ from msdspn_jax.tasks.clevr.model import (
 from msdspn_jax.tasks.clevr.scores import draw_figures, predict_all, score
 from msdspn_jax.training.task import Task, epoch_positions
 
-__all__ = ["Config", "build", "build_predictor", "load_split"]
+__all__ = ["MONITOR", "Config", "build", "build_predictor", "load_split", "outer_optimizer"]
 
 
 def _drawn_per_step(config: Config) -> bool:
@@ -50,7 +51,7 @@ def load_split(config: Config, split: Literal["train", "val", "test"]):
 
     cache_dir = Path(config.cache_dir) if config.cache_dir else user_cache_folder() / "clevr"
     number = {"train": config.train_size, "val": config.val_size, "test": config.test_size}[split]
-    with progress_bar(f"clevr {split} images") as report:
+    with ProgressBar(f"clevr {split} images") as report:
         if config.data == "procedural":
             source = ProceduralScenes(
                 split, number, size=config.size, seed=config.data_seed, **_render_options(config)
@@ -143,7 +144,7 @@ def build(config: Config) -> Task:
         loss=loss,
         evaluate=evaluate,
         optimizer=outer_optimizer(config),
-        monitor=("ap_mean", "max"),
+        monitor=MONITOR,
         stage=stage,
         stepwise=jax.default_backend() == "cpu",
         figures=figures,

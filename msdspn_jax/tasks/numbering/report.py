@@ -89,7 +89,7 @@ def report(argv: list[str]) -> int:
     """Collect the runs, write tables and figure; returns the exit code."""
     import tyro
 
-    from msdspn_jax.trained.run import finished_runs
+    from msdspn_jax.training.run_folder import finished_runs
 
     options = tyro.cli(Options, prog="msdspn report numbering", args=argv)
     folders = finished_runs(options.runs, "numbering")
@@ -305,6 +305,6 @@ def _mark(held: bool) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from msdspn_jax.trained.run import write_atomically
+    from msdspn_jax._files import write_text
 
-    write_atomically(path, text if text.endswith("\n") else text + "\n")
+    write_text(path, text if text.endswith("\n") else text + "\n")

@@ -302,6 +302,8 @@ def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: in
     import matplotlib
     from matplotlib.figure import Figure
 
+    from msdspn_jax import plots
+
     # A row of at most 16 elements stays readable.
     shown = min(config.set_size, 16)
     index = jnp.arange(num_sets)
@@ -333,5 +335,4 @@ def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: in
     axes.set(xlim=(-0.7, shown + 1.6), ylim=(0.3, num_sets + 0.7))
     axes.set_title(title, fontsize=10)
     axes.axis("off")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plots.save(figure, path, dpi=120, tight=True)

@@ -1,0 +1,67 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from msdspn_jax.errors import UserError
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is whole or as before; folders are made where needed.
+
+    The data is on the disk before the file takes its name. A file of that name is replaced, a
+    link is not followed.
+
+    Args:
+        path: the file.
+        data: all that shall be in it.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder that is ours alone: nobody can plant a link in it, and the file made there has the
+    # permissions of any new file (mkstemp's would have to be widened by hand).
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        temporary = Path(folder) / "file"
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+@contextlib.contextmanager
+def as_user_error(path: str | Path) -> Iterator[None]:
+    """Turn what the system says against writing `path` into a `UserError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Folders cannot be opened there.
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no such thing for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
