@@ -44,8 +44,9 @@ def modernise(task: str, values: dict[str, Any]) -> dict[str, Any]:
     placed = {"run_dir", *INNER, *(name for group in _GROUPS for name in new[group])}
     new |= {name: value for name, value in values.items() if name not in placed}
     inner = {INNER[k]: v for k, v in values.items() if k in INNER and v not in (None, "auto")}
-    if values.get("model") in ENERGY_MODELS:
-        new["model"], new["inner"] = _consistent(task, values["model"], inner)
+    model = values.get("model", "idspn")
+    if model in ENERGY_MODELS:
+        new["model"], new["inner"] = _consistent(task, model, inner)
     # Zero was "as published" and, as None was for numbering, "fresh data at every step".
     if values.get("learning_rate") == 0:
         new["learning_rate"] = None
