@@ -42,7 +42,7 @@ EXTRAS = {
 EPILOG = """\
 Start here:
   msdspn demo                                     see it work on real digits
-  msdspn train random-sets --set-size 4 --set-dim 4 --inner-steps 10 --steps 1000
+  msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
   msdspn train TASK --help                        every flag of an experiment
   msdspn show RUN                                 look at a run folder
 """

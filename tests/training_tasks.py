@@ -7,13 +7,14 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msdspn_jax.training.config import TrainConfig, adam
+from msdspn_jax.training.config import Run, RunFlags, TrainConfig, adam
 from msdspn_jax.training.task import Task, epoch_positions
 
 
@@ -23,11 +24,9 @@ class Config(TrainConfig):
 
     steps: int = 20
     batch_size: int = 8
-    log_every: int = 5
-    evaluate_every: int = 10
-    checkpoint_every: int = 5
-    tensorboard: bool = False
-    progress: bool = False
+    run: RunFlags = Run(  # noqa: RUF009 (a value)
+        log_every=5, evaluate_every=10, checkpoint_every=5, tensorboard=False, progress=False
+    )
     noise: float = 0.1
     """Noise in the model: a different number for every example and step."""
     batch_norm: bool = False
@@ -44,6 +43,22 @@ class Config(TrainConfig):
     data_argument: bool = False
     """Hand the data set to the steps as an argument."""
     stepwise: bool = False
+
+
+def configured(config_type: type[TrainConfig] = Config, /, **flags: Any) -> Any:
+    """A configuration from its flags: those of groups as the command line has them."""
+    config = config_type()
+    values: dict[str, Any] = {}
+    for name, value in flags.items():
+        name = {"run_dir": "dir"}.get(name, name)
+        for group in ("run", "devices", "safety"):
+            if hasattr(getattr(config, group), name):
+                current = values.get(group, getattr(config, group))
+                values[group] = dataclasses.replace(current, **{name: value})
+                break
+        else:
+            values[name] = value
+    return dataclasses.replace(config, **values)
 
 
 def build(config: Config) -> Task:
@@ -102,7 +117,7 @@ def build(config: Config) -> Task:
         optimizer=adam(dataclasses.replace(config, learning_rate=0.1)),
         stage=(lambda step: 1.0 if step < 7 else 2.0) if config.stages else lambda step: None,
         host_data=config.host_data,
-        data=(data, target) if config.data_argument else None,
+        data=(lambda: (data, target)) if config.data_argument else None,
         stepwise=config.stepwise,
     )
 
@@ -146,8 +161,7 @@ def register() -> None:
     from msdspn_jax import tasks
 
     sys.modules["msdspn_jax.tasks.toy"] = sys.modules[__name__]
-    tasks.TASKS["toy"] = "for tests"
-    tasks._MODULES["toy"] = "toy"
+    tasks.TASKS["toy"] = tasks.Entry("toy", "for tests")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from msdspn_jax import adjoints as implicit
 from msdspn_jax import pooling
+from msdspn_jax.adjoints import parse_adjoint
 from msdspn_jax.bench import layer as benchmarks
 
 HERE = Path(__file__).parent
@@ -55,7 +55,7 @@ def layers(repeat):
                 if axis == "n" and value > 256 and mode != "identity":
                     continue
                 case = dataclasses.replace(BASE, **{axis: value})
-                layer = benchmarks.build_layer(case, gradient=implicit.parse_gradient(mode))
+                layer = benchmarks.build_layer(case, adjoint=parse_adjoint(mode))
                 seconds, temp_bytes = timed(layer.training_step, layer.arguments, repeat)
                 yield {
                     "axis": axis,

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
 RUNS=${RUNS:-runs/numbering-small}
-SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 32 --inner-steps 10
+SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 32 --inner.num-steps 10
           --batch-size 64 --learning-rate 3e-3 --steps 1000 --evaluate-every 250
           --checkpoint-every 1000 --val-size 1280 --test-size 6400)
 for model in ${MODELS:-idspn bilstm transformer-pe dspn transformer-random-pe transformer deep-sets}; do

@@ -10,7 +10,7 @@ for run in ${RUN_NAMES:-idspn dspn slot-mlp idspn-1 dspn-1}; do
   model=${run%-1} seed=0
   [[ $run == *-1 ]] && seed=1
   $MSDSPN train clevr --model "$model" --seed "$seed" --steps "${STEPS:-5000}" --batch-size 64 \
-    --rate-drop 0.8 --inner-steps 20 --late-inner-steps 40 --size 64 --encoder-width 16 \
+    --rate-drop 0.8 --inner.num-steps 20 --inner.late-num-steps 40 --size 64 --encoder-width 16 \
     --latent-dim 256 --hidden-dim 256 --slot-dim 16 --set-size 3 --min-objects 1 --max-objects 3 \
     --train-size 20000 --val-size 1000 --test-size 2000 --evaluate-every 500 \
     --checkpoint-every 1000 --resume --run-dir "$RUNS/$run"

@@ -29,9 +29,10 @@ WAYS = {
 }
 
 
-def temp_bytes(gradient: ms.Implicit | ms.Unrolled, num_steps: int) -> int:
+def temp_bytes(adjoint: ms.Adjoint, num_steps: int) -> int:
     """Temporary memory of the compiled gradient with respect to all decoder parameters."""
-    decoder = ms.SetDecoder(10, 19, 512, num_steps=num_steps, max_grad_norm=10.0, gradient=gradient)
+    inner = ms.Inner(num_steps=num_steps, max_grad_norm=10.0, adjoint=adjoint)
+    decoder = ms.SetDecoder(10, 19, 512, inner=inner)
     latent = jax.ShapeDtypeStruct((128, 512), jnp.float32)
     params = jax.eval_shape(decoder.init, jax.random.key(0), latent)
 

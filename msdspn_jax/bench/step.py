@@ -13,7 +13,9 @@ import optax
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.clevr.procedural import procedural_examples
 from msdspn_jax.losses import hungarian_loss
-from msdspn_jax.tasks.clevr.model import Config, build_predictor, outer_optimizer
+from msdspn_jax.models.inner import Inner
+from msdspn_jax.tasks.clevr.config import Config
+from msdspn_jax.tasks.clevr.model import build_predictor, outer_optimizer
 
 CASES: dict[str, Config] = {
     # As published: images of 128 x 128, ResNet18, 40 inner steps (the second half of training).
@@ -26,7 +28,7 @@ CASES: dict[str, Config] = {
         latent_dim=16,
         hidden_dim=16,
         batch_size=2,
-        late_inner_steps=2,
+        inner=Inner(late_num_steps=2),
         render_quality="fast",
         max_objects=4,
     ),
@@ -46,11 +48,10 @@ def bench_step(name: str, repeat: int = 5) -> dict[str, Any]:
     config = benchmarks._lookup("case", name, CASES)
     predictor, optimizer = build_predictor(config), outer_optimizer(config)
     network = predictor.network(train=True)
-    steps = config.late_inner_steps
+    steps = config.resolved_inner().steps_at(1.0)
 
     def render(keys):
-        quality, counts = config.render_quality, (config.min_objects, config.max_objects)
-        return procedural_examples(keys, config.size, quality=quality, num_objects=counts)
+        return procedural_examples(keys, config.size, **config.render_options())
 
     def everything(variables):
         return {"params": variables["params"], **variables["state"]}

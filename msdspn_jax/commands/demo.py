@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
 
 def configuration(options: Demo, model: str) -> Any:
     """What the demo trains: small, but the models of `msdspn train digits`."""
+    from msdspn_jax.models.inner import Inner
     from msdspn_jax.tasks.autoencoding import digits
 
     return digits.Config(
@@ -88,10 +89,8 @@ def configuration(options: Demo, model: str) -> Any:
         hidden_dim=128,
         latent_dim=128,
         min_intensity=9,
-        inner_steps=options.inner_steps,
-        inner_learning_rate=3.0,
-        # The same for both, so that only the gradient differs.
-        momentum=0.9,
+        # The same momentum for both, so that only the adjoint differs.
+        inner=Inner(num_steps=options.inner_steps, step_size=3.0, momentum=0.9),
     )
 
 
@@ -103,8 +102,8 @@ def run(options: Demo, console: Any) -> dict[str, _Result]:
     import optax
 
     from msdspn_jax.losses import hungarian_loss
-    from msdspn_jax.tasks.autoencoding.digits_data import load_point_sets, split_indices
-    from msdspn_jax.tasks.autoencoding.task import autoencoder
+    from msdspn_jax.tasks.autoencoding.digits import load_point_sets, split_indices
+    from msdspn_jax.tasks.autoencoding.model import autoencoder
 
     config = configuration(options, "idspn")
     sets = load_point_sets(min_intensity=config.min_intensity).sets
@@ -118,7 +117,7 @@ def run(options: Demo, console: Any) -> dict[str, _Result]:
             [order.permutation(len(train)) for _ in range(-(-options.steps * batch // len(train)))]
         )[: options.steps * batch].reshape(options.steps, batch)
     )
-    schedule = optax.cosine_decay_schedule(config.learning_rate, options.steps, 0.05)
+    schedule = optax.cosine_decay_schedule(config.resolved_learning_rate(), options.steps, 0.05)
     optimizer = optax.adam(schedule)
 
     def loss_of(model):

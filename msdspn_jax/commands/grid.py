@@ -21,16 +21,16 @@ msdspn train TASK; one value without a comma holds for every cell. Cells that ar
 skipped, unfinished ones are resumed, so the same command may be given again after anything.
 
 Example (the grid of the paper's section 4.2, three variants of the model):
-  msdspn grid random-sets --set-size 2,4,8,16,32 --set-dim 2,4,8,16,32 --inner-steps 10,20,40 \\
+  msdspn grid random-sets --set-size 2,4,8,16,32 --set-dim 2,4,8,16,32 --inner.num-steps 10,20,40 \\
       --variant idspn-momentum,idspn,dspn --replicates 8
 
 """
 
 # Models as the paper names them in 4.2: one word for two flags.
 VARIANTS = {
-    "idspn-momentum": {"model": "idspn", "momentum": "0.9"},
-    "idspn": {"model": "idspn", "momentum": "0"},
-    "dspn": {"model": "dspn", "momentum": "0"},
+    "idspn-momentum": {"model": "idspn", "inner.momentum": "0.9"},
+    "idspn": {"model": "idspn", "inner.momentum": "0"},
+    "dspn": {"model": "dspn", "inner.momentum": "0"},
 }
 
 
@@ -90,7 +90,9 @@ def expand(task: str, argv: list[str]) -> list[Cell]:
         for flag, value in chosen.items():
             if flag == "--variant":
                 if value not in VARIANTS:
-                    raise UserError(f"--variant must be of {', '.join(VARIANTS)}, got {value!r}")
+                    raise UserError(
+                        f"--variant: expected one of {', '.join(VARIANTS)}, got {value!r}"
+                    )
                 for key, word in VARIANTS[value].items():
                     arguments += [f"--{key}", word]
             else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
 
@@ -17,21 +15,17 @@ numbers beside ours. Each task has its own flags:
 Tasks: {tasks}
 """
 
-_REPORTS = {
-    "random-sets": "msdspn_jax.tasks.autoencoding.report",
-    "numbering": "msdspn_jax.tasks.numbering.report",
-    "clevr": "msdspn_jax.tasks.clevr.report",
-}
-
 
 def main(argv: list[str]) -> int:
-    """Hand over to ``msdspn_jax.tasks.<task>_report.report``; returns the exit code."""
+    """Hand over to the task's own report; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP.format(tasks=", ".join(tasks.TASKS)), end="")
+        reported = [name for name in tasks.TASKS if hasattr(tasks.load(name), "report")]
+        print(HELP.format(tasks=", ".join(reported)), end="")
         return 0 if argv else 2
-    name = argv[0]
-    tasks.load(name)
-    module = _REPORTS.get(name)
-    if module is None:
+    name, rest = argv[0], argv[1:]
+    module = tasks.load(name)
+    if not hasattr(module, "report"):
         raise UserError(f"there is no report for {name}; msdspn show RUN summarises a run")
-    return importlib.import_module(module).report(argv[1:])
+    from msdspn_jax.trained import run
+
+    return module.report(rest, run)

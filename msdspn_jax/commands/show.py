@@ -92,19 +92,18 @@ def _list(runs: list[Path]) -> None:
 
 
 def _show(folder: Path, options: Any) -> None:
-    import dataclasses
-
     from rich.console import Console
     from rich.table import Table
 
     from msdspn_jax import tasks
+    from msdspn_jax.trained.run import read_config
+    from msdspn_jax.training.config import as_flags
     from msdspn_jax.training.run_folder import is_finished, read_metrics, read_record
 
     console = Console()
     record = read_record(folder)
-    config = record["config"]
-    fields = dataclasses.fields(tasks.load(record["task"]).Config)
-    defaults = {f.name: f.default for f in fields}
+    name, config = read_config(folder)
+    defaults = as_flags(tasks.load(name).Config().to_dict())
     console.print(
         f"[bold]{record['task']}[/] in {folder}, begun {record['created']},"
         f" {', '.join(record['devices'])} × {record['num_devices']},"
@@ -115,9 +114,9 @@ def _show(folder: Path, options: Any) -> None:
     table.title_justify = "left"
     table.add_column("flag")
     table.add_column("value")
-    for name, value in config.items():
-        if options.all or (value != defaults.get(name) and name not in ("run_dir", "resume")):
-            table.add_row("--" + name.replace("_", "-"), str(value))
+    for flag, value in as_flags(config.to_dict()).items():
+        if options.all or (value != defaults[flag] and flag not in ("--run-dir", "--resume")):
+            table.add_row(flag, str(value))
     if table.row_count:
         console.print(table)
 
@@ -130,7 +129,7 @@ def _show(folder: Path, options: Any) -> None:
     else:
         state = "finished" if is_finished(folder) else "not finished (--resume goes on)"
         last = max(line["step"] for line in lines)
-        title = f"last metrics; step {last} of {config['steps']}, {state}"
+        title = f"last metrics; step {last} of {config.steps}, {state}"
         console.print(metrics_table(by_split, title=title))
         best = best_line(folder)
         if best is not None and best.get("loss") is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ Every flag of a task, with its default (the published value):
   msdspn train TASK --help
 
 Examples:
-  msdspn train random-sets --set-size 4 --set-dim 4 --inner-steps 10 --steps 1000
+  msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
   msdspn train digits --model dspn --loss chamfer --run-dir runs/digits-dspn
   msdspn train digits --run-dir runs/digits-dspn --resume
   msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code (0, or 128 + signal when one ended the run early)."""
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, tasks.TASKS))
-        listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in tasks.TASKS.items())
+        listing = "\n".join(f"  {n:<{width}}  {task.help}" for n, task in tasks.TASKS.items())
         print(HELP.format(tasks=listing), end="")
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
@@ -58,39 +59,27 @@ def parse(name: str, argv: list[str]) -> Any:
     default = None
     run_dir = _value_of("--run-dir", argv)
     if "--resume" in argv and run_dir is not None and (Path(run_dir) / "config.json").exists():
-        import dataclasses
-
         from msdspn_jax.trained.run import read_config
+        from msdspn_jax.training.config import Devices
 
-        begun_as, saved = read_config(Path(run_dir))
+        begun_as, saved = read_config(run_dir)
         if begun_as != name:
             raise UserError(f"{run_dir} is a run of {begun_as}, not of {name}")
-        # How a run is carried out is asked for anew each time.
-        fields = {f.name: f.default for f in dataclasses.fields(saved)}
-        fresh = {k: fields[k] for k in _ASKED_ANEW}
-        default = dataclasses.replace(saved, **fresh)
+        # Where and how a run is gone on with is asked for anew each time.
+        run = dataclasses.replace(saved.run, resume=False, allow_config_change=False)
+        default = dataclasses.replace(saved, run=run, devices=Devices())
     config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
-    if config.resume and config.run_dir is None:
+    if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
-    if config.run_dir is None and (config.distributed or config.coordinator is not None):
+    if config.run.dir is None and (
+        config.devices.distributed or config.devices.coordinator is not None
+    ):
         raise UserError("several machines need --run-dir: one folder that all of them can see")
-    if config.run_dir is None:
-        import dataclasses
-
+    if config.run.dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        config = dataclasses.replace(config, run_dir=f"runs/{name}-{stamp}")
+        run = dataclasses.replace(config.run, dir=f"runs/{name}-{stamp}")
+        config = dataclasses.replace(config, run=run)
     return config
-
-
-_ASKED_ANEW = (
-    "resume",
-    "allow_config_change",
-    "parallel",
-    "distributed",
-    "coordinator",
-    "num_processes",
-    "process_id",
-)
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
@@ -106,8 +95,8 @@ def _saved(config: Any) -> Any:
     """The configuration that the run to go on with was begun with."""
     from msdspn_jax.trained.run import read_config
 
-    if config.resume and (Path(config.run_dir) / "config.json").exists():
-        return read_config(Path(config.run_dir))[1]
+    if config.run.resume and (Path(config.run.dir) / "config.json").exists():
+        return read_config(config.run.dir)[1]
     return None
 
 
@@ -122,7 +111,7 @@ def train(name: str, config: Any) -> int:
         if code is not None:
             return code
     start_distributed(config)
-    if config.compilation_cache:
+    if config.devices.compilation_cache:
         enable_compilation_cache()
     import jax
 
@@ -135,7 +124,7 @@ def train(name: str, config: Any) -> int:
         raise UserError(str(error)) from error
     leader = jax.process_index() == 0
     if leader:
-        print(f"run folder: {config.run_dir}", file=sys.stderr)
+        print(f"run folder: {config.run.dir}", file=sys.stderr)
     try:
         outcome = run_training(task, config, saved=_saved(config))
     except LostPeer as error:
@@ -147,5 +136,5 @@ def train(name: str, config: Any) -> int:
     if leader:
         shown = "  ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items())
         print(f"validation: {shown}")
-        print(f"run folder: {config.run_dir}   (msdspn show {config.run_dir})")
+        print(f"run folder: {config.run.dir}   (msdspn show {config.run.dir})")
     return 0

@@ -1,5 +1,7 @@
 """The baselines of the CLEVR experiment: Slot Attention and Slot MLP (arXiv 2006.15055)."""
 
+from __future__ import annotations
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ class ConvFeatures(nn.Module):
     """Four 5x5 convolutions, the place of every feature added, normalised, through an MLP.
 
     Attributes:
-      features: channels throughout.
-      strides: of the convolutions: 128 x 128 becomes 32 x 32.
+        features: channels throughout.
+        strides: of the convolutions: 128 x 128 becomes 32 x 32.
     """
 
     features: int = 64
@@ -42,9 +44,9 @@ class SlotAttention(nn.Module):
     Equivariant to permutations of the slots, invariant to permutations of the inputs.
 
     Attributes:
-      iterations: rounds.
-      mlp_dim: hidden width of the residual MLP.
-      epsilon: added to the attention, so that a slot that wins nothing divides by no zero.
+        iterations: rounds.
+        mlp_dim: hidden width of the residual MLP.
+        epsilon: added to the attention, so that a slot that wins nothing divides by no zero.
     """
 
     iterations: int = 3
@@ -84,10 +86,10 @@ class SlotAttentionPredictor(nn.Module):
     `msdspn_jax.clevr.slots` has the targets and the loss that CLEVR's sets ask for.
 
     Attributes:
-      set_size: number of slots, n.
-      set_dim: d.
-      slot_dim: width of features and slots.
-      iterations: rounds of attention.
+        set_size: number of slots, n.
+        set_dim: d.
+        slot_dim: width of features and slots.
+        iterations: rounds of attention.
     """
 
     set_size: int = 10
@@ -106,10 +108,10 @@ class SlotAttentionPredictor(nn.Module):
         """Predict a set for every image.
 
         Args:
-          images: uint8, or floats in [0, 1].
-          keys: one for every image, from which its initial slots are drawn: mean + exp(log σ) ·
-            noise, with learned mean and log σ that all slots share.
-          noise: the standard normal draws themselves, in place of keys.
+            images: uint8, or floats in [0, 1].
+            keys: one for every image, from which its initial slots are drawn: mean + exp(log σ) ·
+                noise, with learned mean and log σ that all slots share.
+            noise: the standard normal draws themselves, in place of keys.
         """
         batch = images.shape[0]
         shape = (self.set_size, self.slot_dim)
@@ -139,10 +141,10 @@ class SlotMLPPredictor(nn.Module):
     """The same features, flattened, through an MLP to all slots at once, and the same head.
 
     Attributes:
-      set_size: number of slots, n.
-      set_dim: d.
-      slot_dim: width of features and slots.
-      hidden_dim: width of the MLP (ours; the published one is not stated).
+        set_size: number of slots, n.
+        set_dim: d.
+        slot_dim: width of features and slots.
+        hidden_dim: width of the MLP (ours; the published one is not stated).
     """
 
     set_size: int = 10

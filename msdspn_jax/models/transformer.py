@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from msdspn_jax import _check
+
 PositionEncoding = Literal["none", "sinusoidal", "random"]
 
 
@@ -85,14 +87,11 @@ class Transformer(nn.Module):
         sets: Float[Array, "batch n d"],
         noise: Float[Array, "batch n w"] | None = None,
     ) -> Float[Array, "batch n output_dim"]:
-        if self.position_encoding not in get_args(PositionEncoding):
-            raise ValueError(
-                f"position_encoding must be one of {get_args(PositionEncoding)}, "
-                f"got {self.position_encoding!r}"
-            )
+        encodings = get_args(PositionEncoding)
+        _check.require_choice("position_encoding", self.position_encoding, encodings)
         if self.width % self.num_heads or self.width % 2:
             raise ValueError(
-                f"width must be even and a multiple of num_heads = {self.num_heads}, "
+                f"width: expected an even number, a multiple of num_heads = {self.num_heads}, "
                 f"got {self.width}"
             )
         source = nn.Dense(self.width, name="encoder_embedding")(sets)
@@ -102,9 +101,9 @@ class Transformer(nn.Module):
             source, target = source + encoding, target + encoding
         elif self.position_encoding == "random":
             expected = (*sets.shape[:-1], self.noise_width)
-            if noise is None or noise.shape != expected:
-                got = None if noise is None else noise.shape
-                raise ValueError(f"noise must have shape {expected}, got {got}")
+            if noise is None:
+                raise ValueError(f"noise: expected shape {expected}, got None")
+            _check.require_shape("noise", noise, expected, "batch n w")
             shift = self.param("noise_shift", nn.initializers.zeros, ())
             log_scale = self.param("noise_log_scale", nn.initializers.zeros, ())
             target = jnp.concatenate([target, shift + jnp.exp(log_scale) * noise], axis=-1)

@@ -11,6 +11,7 @@ import optax
 
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
+from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.trained.weights import Model
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints
@@ -81,8 +82,10 @@ def read_config(folder: str | Path) -> tuple[str, TrainConfig]:
     Raises:
         UserError: no such run, or its record is damaged.
     """
-    name = run_folder.read_record(folder)["task"]
-    return name, run_folder.read_config(folder, tasks.load(name).Config)
+    record = run_folder.read_record(folder)
+    name = record["task"]
+    values = modernise(name, record["config"])
+    return name, run_folder.parse_config(folder, tasks.load(name).Config, values)
 
 
 def checkpoint_named(text: str) -> Checkpoint:

@@ -6,7 +6,6 @@ the task, its configuration, the step of the checkpoint and the versions it was 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import json
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from msdspn_jax import tasks
 from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.errors import UserError
-from msdspn_jax.training.config import TrainConfig
-from msdspn_jax.training.run_folder import package_versions, parse_config
+from msdspn_jax.trained.legacy import modernise
+from msdspn_jax.training.config import TrainConfig, from_dict
+from msdspn_jax.training.run_folder import package_versions
 from msdspn_jax.training.task import Variables
 
 FORMAT = 1
@@ -148,7 +148,7 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from error
     record = _read_record(path, metadata)
     module = tasks.load(record["task"])
-    config = _read_config(path, module.Config, record["config"])
+    config = _read_config(path, record["task"], record["config"])
     try:
         predictor = module.build_predictor(config)
         expected = jax.eval_shape(predictor.init, jax.random.key(0))
@@ -181,15 +181,9 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return record
 
 
-def _read_config(path: Path, config_type: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
-    unknown = values.keys() - {f.name for f in dataclasses.fields(config_type)}
-    if unknown:
-        raise UserError(
-            f"{path}: its configuration has {', '.join(sorted(unknown))}, which this version of"
-            " msdspn_jax does not know"
-        )
+def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
     try:
-        return parse_config(config_type, values)
+        return from_dict(tasks.load(task).Config, modernise(task, values))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: its configuration is not valid: {error}") from error
 

@@ -1,69 +1,53 @@
-"""The flags every experiment shares."""
+"""The settings that every experiment shares, in groups; the command line shows them as such."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import optax
+import tyro
+
+from msdspn_jax import _check
+
+T = TypeVar("T")
+
+OPERATIONAL = ("run", "devices")
+"""The groups that say how a run is carried out and never change its numbers: they may differ when
+it is resumed."""
+_UNPREFIXED = (*OPERATIONAL, "safety")
+"""The groups whose flags do without the group's name: --resume, not --run.resume."""
+
+
+def require_at_least(least: int, config: Any, *names: str) -> None:
+    """Refuse fields of a configuration that are no integers of this size."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Refuse fields of a configuration that are not above zero."""
+    for name in names:
+        _check.require_positive(name, getattr(config, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Flags that every experiment shares; a task's ``Config`` inherits them and adds its own.
+class Run:
+    """What is written while training, and how often."""
 
-    Subclass with ``@dataclass(frozen=True, kw_only=True)``, give every field a default (the
-    published value) and a docstring (it becomes the flag's help).
-    """
-
-    # Fields that change how a run is carried out, never its numbers: free to differ on resuming.
-    operational: ClassVar[frozenset[str]] = frozenset(
-        [
-            "run_dir",
-            "resume",
-            "allow_config_change",
-            "log_every",
-            "evaluate_every",
-            "figures_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "steps_per_dispatch",
-            "parallel",
-            "compilation_cache",
-            "tensorboard",
-            "wandb",
-            "progress",
-            "distributed",
-            "coordinator",
-            "num_processes",
-            "process_id",
-            "heartbeat_timeout",
-        ]
-    )
-
-    seed: int = 0
-    """Everything random follows from it: initial parameters, data, order, noise."""
-    steps: int = 20_000
-    """Training steps (one step: one batch)."""
-    batch_size: int = 128
-    """Examples a step, over all devices together."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate."""
-
-    run_dir: str | None = None
+    dir: Annotated[str | None, tyro.conf.arg(name="run-dir")] = None
     """Run folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/, figures/.
     Default: runs/TASK-DATE-TIME."""
     resume: bool = False
     """Go on from the newest good checkpoint in --run-dir (start anew if there is none). Flags that
-    are not given are those the run began with."""
+    are not given, but for those of devices, are those the run began with."""
     allow_config_change: bool = False
     """Let --resume go on although flags that change the numbers differ."""
-
-    replicates: int = 1
-    """Train this many seeds (seed, seed + 1, …) at once, side by side on one device; metrics are
-    their mean, with the standard deviation beside it as NAME_std."""
-
     log_every: int = 100
     """Steps between lines for the training split in metrics.jsonl (means since the last line)."""
     evaluate_every: int = 1000
@@ -74,17 +58,32 @@ class TrainConfig:
     """Steps between pictures of predictions (figures/, TensorBoard); 0: only at the end."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints to keep, besides the best."""
-    steps_per_dispatch: int = 50
-    """At most this many steps run on the device without returning to Python. Never changes the
-    numbers."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases as well (pip install 'msdspn-jax[wandb]')."""
+    progress: bool = True
+    """A live progress line on a terminal; elsewhere, a plain line now and then."""
 
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next start is fast
-    (MSDSPN_COMPILATION_CACHE=FOLDER puts them elsewhere, =off turns it off)."""
+    def __post_init__(self) -> None:
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
+            require_at_least(1, self, name)
+        require_at_least(0, self, "figures_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """On which devices and machines a run is carried out."""
 
     parallel: Literal["none", "shard-map", "pmap"] = "none"
     """How to use several devices: each takes an equal share of the batch. The numbers are those of
     one device (up to the order of floating-point sums)."""
+    steps_per_dispatch: int = 50
+    """At most this many steps run on the device without returning to Python. Never changes the
+    numbers."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is fast
+    (MSDSPN_COMPILATION_CACHE=FOLDER puts them elsewhere, =off turns it off)."""
     distributed: bool = False
     """Several machines: let JAX find the others (SLURM, TPU pods, GKE)."""
     coordinator: str | None = None
@@ -96,48 +95,149 @@ class TrainConfig:
     heartbeat_timeout: int = 100
     """Seconds after which a silent process is taken for dead and the others stop."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps_per_dispatch", "heartbeat_timeout"):
+            require_at_least(1, self, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safety:
+    """When a run stops by itself."""
+
     skip_bad_steps: int = 0
     """Leave out up to this many steps whose loss or gradient is not finite, and count them; beyond
     that, and by default at the first, the run stops."""
     max_inner_energy: float = 1e6
     """Stop when the energy after the inner steps exceeds this: the inner loop is diverging."""
 
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
-    wandb: bool = False
-    """Log to Weights & Biases as well (pip install 'msdspn-jax[wandb]')."""
-    progress: bool = True
-    """A live progress line on a terminal; elsewhere, a plain line now and then."""
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "skip_bad_steps")
+        require_positive(self, "max_inner_energy")
+
+
+RunFlags = Annotated[Run, tyro.conf.OmitArgPrefixes]
+DeviceFlags = Annotated[Devices, tyro.conf.OmitArgPrefixes]
+SafetyFlags = Annotated[Safety, tyro.conf.OmitArgPrefixes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Flags that every experiment shares; a task's ``Config`` inherits them and adds its own.
+
+    Subclass with ``@dataclass(frozen=True, kw_only=True)``, give every field a default (the
+    published value, or None where that depends on other fields) and a docstring (it becomes the
+    flag's help).
+    """
+
+    seed: int = 0
+    """Everything random follows from it: initial parameters, data, order, noise."""
+    steps: int = 20_000
+    """Training steps (one step: one batch)."""
+    batch_size: int = 128
+    """Examples a step, over all devices together."""
+    learning_rate: float | None = None
+    """Adam's learning rate. Default: as published, 1e-3."""
+    replicates: int = 1
+    """Train this many seeds (seed, seed + 1, …) at once, side by side on one device; metrics are
+    their mean, with the standard deviation beside it as NAME_std."""
+    run: RunFlags = Run()
+    """What is written while training, and how often; never changes the numbers."""
+    devices: DeviceFlags = Devices()
+    """On which devices and machines; never changes the numbers."""
+    safety: SafetyFlags = Safety()
+    """When a run stops by itself."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "learning_rate",
-            "replicates",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "steps_per_dispatch",
-            "max_inner_energy",
-            "heartbeat_timeout",
-        )
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("steps", "skip_bad_steps", "figures_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("batch_size", "replicates"):
+            require_at_least(1, self, name)
+        require_at_least(0, self, "steps")
+        if self.learning_rate is not None:
+            require_positive(self, "learning_rate")
+
+    def published_learning_rate(self) -> float:
+        """What None as the learning rate stands for."""
+        return 1e-3
+
+    def resolved_learning_rate(self) -> float:
+        """The learning rate, as published unless it is given."""
+        given = self.learning_rate
+        return self.published_learning_rate() if given is None else given
+
+    def resolved(self: T) -> T:
+        """These settings with what is left open filled in, so that equal runs are equal."""
+        return dataclasses.replace(self, learning_rate=self.resolved_learning_rate())  # type: ignore
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as JSON can hold them."""
-        return dataclasses.asdict(self)
+        """All fields by name, groups as dictionaries of their own, as JSON can hold them."""
+        return _to_json(self)
 
     def numerical(self) -> dict[str, Any]:
-        """The fields that determine the numbers of a run: what --resume insists on."""
-        return {k: v for k, v in self.to_dict().items() if k not in self.operational}
+        """`to_dict` without the groups that never change the numbers."""
+        return {k: v for k, v in self.to_dict().items() if k not in OPERATIONAL}
+
+
+def from_dict(config_type: type[T], values: dict[str, Any]) -> T:
+    """The configuration of which `TrainConfig.to_dict` made ``values``.
+
+    Raises:
+        ValueError, TypeError: a field that the type does not have, or a value that is not valid.
+    """
+    return _with_json(config_type(), values)
+
+
+def as_flags(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `TrainConfig.to_dict` by flag, as a user types it: "--inner.num-steps"."""
+    flags = {}
+    for name, value in values.items():
+        group = value if isinstance(value, dict) else {None: value}
+        for inner, x in group.items():
+            if (name, inner) == ("run", "dir"):
+                words = "run-dir"
+            elif inner is None or name in _UNPREFIXED:
+                words = inner or name
+            else:
+                words = f"{name}.{inner}"
+            flags["--" + words.replace("_", "-")] = x
+    return flags
 
 
 def adam(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam at the constant ``config.learning_rate``: the outer optimiser of the paper (4.1-4.3)."""
-    return optax.adam(config.learning_rate)
+    """Adam at the constant learning rate: the outer optimiser of the paper (4.1 and 4.2)."""
+    return optax.adam(config.resolved_learning_rate())
+
+
+def _to_json(value: Any) -> Any:
+    # An adjoint is written as the word that the command line takes for it.
+    if dataclasses.is_dataclass(value) and not hasattr(value, "wrap"):
+        fields = dataclasses.fields(value)
+        return {field.name: _to_json(getattr(value, field.name)) for field in fields}
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_to_json(x) for x in value]
+    return str(value)
+
+
+def _with_json(config: Any, values: dict[str, Any]) -> Any:
+    """A dataclass with the fields that ``values``, the inverse of `_to_json`, holds."""
+    kind = type(config)
+    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise ValueError(
+            f"{kind.__name__}: expected fields that this version of msdspn_jax knows,"
+            f" got {', '.join(unknown)}"
+        )
+    hints = typing.get_type_hints(kind)
+
+    def parse(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _with_json(getattr(config, name), value)
+        if isinstance(value, list):
+            return tuple(value)
+        if isinstance(value, str) and float in (hints[name], *typing.get_args(hints[name])):
+            return float(value)
+        return value
+
+    return dataclasses.replace(config, **{k: parse(k, v) for k, v in values.items()})

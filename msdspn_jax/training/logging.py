@@ -43,7 +43,7 @@ class Logger:
         self._tensorboard = self._wandb = self._file = None
         if silent:
             return
-        if config.wandb:
+        if config.run.wandb:
             import wandb
 
             self._wandb = wandb.init(
@@ -55,7 +55,7 @@ class Logger:
                 resume="allow",
             )
         self._file = (folder / "metrics.jsonl").open("a")
-        if config.tensorboard:
+        if config.run.tensorboard:
             from tensorboardX import SummaryWriter
 
             # purge_step: what an interrupted run logged after its last checkpoint disappears.
@@ -126,7 +126,7 @@ class Progress:
         self._start = (time.monotonic(), first_step)
         self._last_line = time.monotonic()
         self._bar = ProgressBar(transient=True)
-        if config.progress and not silent:
+        if config.run.progress and not silent:
             self._bar(first_step, config.steps, "compiling …")
 
     def rate(self, step: int) -> float:
@@ -140,7 +140,7 @@ class Progress:
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show where training is; ``values`` as in a metrics line."""
-        if self._silent or not self.config.progress:
+        if self._silent or not self.config.run.progress:
             return
         shown, rate = _shown(values), f"{self.rate(step):.3g} steps/s" if self.rate(step) else ""
         self._bar(step, self.config.steps, f"{shown}  {rate}")
@@ -160,7 +160,7 @@ class Progress:
 
     def evaluated(self, step: int, split: str, values: dict[str, float]) -> None:
         """A line about an evaluation."""
-        if self.config.progress:
+        if self.config.run.progress:
             self.say(f"step {step}/{self.config.steps}  {split}: {_shown(values)}")
 
     def close(self) -> None:

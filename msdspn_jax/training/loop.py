@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 def train(task: Task, config: TrainConfig, *, saved: TrainConfig | None = None) -> Outcome:
-    """Train ``task`` in the run folder ``config.run_dir``; with ``config.resume``, go on there.
+    """Train ``task`` in the run folder ``config.run.dir``; with ``config.run.resume``, go on there.
 
     Args:
         task: what to train.
@@ -64,9 +64,9 @@ def train(task: Task, config: TrainConfig, *, saved: TrainConfig | None = None) 
             changed configuration, a damaged checkpoint, a full disk, a loss that is not finite.
             What was saved before stays.
     """
-    if config.run_dir is None:
-        raise ValueError("config.run_dir: expected the name of the run folder, got None")
-    return _Trainer(task, config, Path(config.run_dir), saved).run()
+    if config.run.dir is None:
+        raise ValueError("config.run.dir: expected the name of the run folder, got None")
+    return _Trainer(task, config, Path(config.run.dir), saved).run()
 
 
 class _Trainer:
@@ -80,13 +80,13 @@ class _Trainer:
         self.runner = StepRunner(task, config)
         _prepare_folder(folder, task, config, saved, self.leader)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", keep=config.keep_checkpoints, monitor=task.monitor
+            folder / "checkpoints", keep=config.run.keep_checkpoints, monitor=task.monitor
         )
         state = self.runner.init()
         self.window = _Window(config.replicates)
         self.best: float | None = None
         messages = []
-        if config.resume:
+        if config.run.resume:
             state, messages = self._restore(state)
         self.step = int(state.step)
         self.state = self.runner.place(state)
@@ -154,7 +154,7 @@ class _Trainer:
                     f"{signal.Signals(caught).name}: saved at step {self.step}; go on with --resume"
                 )
                 return caught
-            count = min(count, self._steps_to_boundary(), config.steps_per_dispatch)
+            count = min(count, self._steps_to_boundary(), config.devices.steps_per_dispatch)
             started = time.monotonic()
             batches = self.runner.load(self.step, count)
             chunk = self.runner.run(self.state, self.step, count, batches)
@@ -170,12 +170,12 @@ class _Trainer:
     def _steps_to_boundary(self) -> int:
         """Steps until something other than a step is due, or the stage changes."""
         config, step = self.config, self.step
-        every = [config.log_every, config.evaluate_every, config.checkpoint_every]
-        if config.figures_every:
-            every.append(config.figures_every)
+        every = [config.run.log_every, config.run.evaluate_every, config.run.checkpoint_every]
+        if config.run.figures_every:
+            every.append(config.run.figures_every)
         count = min([config.steps - step] + [n - step % n for n in every])
         stage = self.task.stage(step)
-        for ahead in range(1, min(count, config.steps_per_dispatch)):
+        for ahead in range(1, min(count, config.devices.steps_per_dispatch)):
             if self.task.stage(step + ahead) != stage:
                 return ahead
         return count
@@ -190,7 +190,7 @@ class _Trainer:
             for i in bad:
                 metrics = {k: v[i] for k, v in chunk.metrics.items()}
                 reason = _reason(chunk.status[i], metrics, self.config)
-                if i == chunk.done - 1 and skipped > self.config.skip_bad_steps:
+                if i == chunk.done - 1 and skipped > self.config.safety.skip_bad_steps:
                     raise UserError(f"step {first + i}: {reason} {self._advice()}")
                 self.progress.say(f"step {first + i}: {reason} Left out.")
         last = {k: float(v[-1].mean()) for k, v in chunk.metrics.items()}
@@ -212,19 +212,19 @@ class _Trainer:
     def _at_boundary(self) -> None:
         config, step = self.config, self.step
         last = step == config.steps
-        if step % config.log_every == 0 or last:
+        if step % config.run.log_every == 0 or last:
             values = self.window.summary()
             if values:
                 values["steps_per_second"] = self.progress.rate(step)
                 self.logger.metrics(step, "train", values)
             self.window = _Window(config.replicates)
         evaluated = None
-        if step % config.evaluate_every == 0 or last:
+        if step % config.run.evaluate_every == 0 or last:
             evaluated = self._evaluate()
-        if (config.figures_every and step % config.figures_every == 0) and not last:
+        if (config.run.figures_every and step % config.run.figures_every == 0) and not last:
             self._draw()
         improved = evaluated is not None and self._improves(evaluated)
-        if step % config.checkpoint_every == 0 or last or improved:
+        if step % config.run.checkpoint_every == 0 or last or improved:
             self._save(evaluated)
 
     def _variables(self) -> list[Variables]:
@@ -331,7 +331,7 @@ def _reason(status: np.ndarray, metrics: dict[str, np.ndarray], config: TrainCon
     elif code & INNER_ENERGY_EXPLODED:
         what = (
             f"the inner minimisation diverges: energy {metrics['inner_energy'][replicate]:.3g} is"
-            f" above --max-inner-energy {config.max_inner_energy:.3g}"
+            f" above --max-inner-energy {config.safety.max_inner_energy:.3g}"
         )
     else:
         assert code & GRADIENT_NOT_FINITE
@@ -345,7 +345,7 @@ def _prepare_folder(
     """Make the run folder and config.json, or check that what is there may be gone on with."""
     exists = (folder / "config.json").exists()
     _barrier("looked at the run folder")
-    if exists and not config.resume:
+    if exists and not config.run.resume:
         raise UserError(
             f"{folder} holds a run already; go on with it by --resume, or choose another --run-dir"
         )
@@ -355,7 +355,7 @@ def _prepare_folder(
             raise UserError(f"{folder} is a run of {name}, not of {task.name}")
         saved = saved or run_folder.read_config(folder, type(config))
         difference = run_folder.config_difference(saved, config)
-        if difference and not config.allow_config_change:
+        if difference and not config.run.allow_config_change:
             raise UserError(
                 f"the flags differ from those {folder} was begun with:\n  "
                 + "\n  ".join(difference)

@@ -56,7 +56,7 @@ class StepRunner:
             devices: which to use, unless ``parallel`` is "none". Default: all.
         """
         self.task, self.config = task, config
-        self.mode = config.parallel
+        self.mode = config.devices.parallel
         if jax.process_count() > 1 and self.mode == "none":
             self.mode = "shard-map"
         if self.mode == "none":
@@ -99,7 +99,7 @@ class StepRunner:
     @functools.cached_property
     def _data(self) -> PyTree:
         """The task's data set, copied to every device when the first step asks for it."""
-        return self.place(self.task.data)
+        return None if self.task.data is None else self.place(self.task.data())
 
     def fetch(self, state: TrainState) -> TrainState:
         """A copy of the state as host arrays."""
@@ -114,7 +114,7 @@ class StepRunner:
         ``state`` is used up. ``batches``: what `load` returned for these steps, if the task's data
         comes from the host.
         """
-        capacity = self.config.steps_per_dispatch
+        capacity = self.config.devices.steps_per_dispatch
         if not 0 < count <= capacity:
             raise ValueError(f"count: expected 1 to {capacity}, got {count}")
         if not self.task.stepwise:
@@ -127,7 +127,7 @@ class StepRunner:
             state = chunks[-1].state
             if chunks[-1].status.any():
                 skipped = np.max(_local(state.skipped))
-                if skipped > self.config.skip_bad_steps:
+                if skipped > self.config.safety.skip_bad_steps:
                     break
         metrics, status = jax.tree.map(
             lambda *rows: np.concatenate(rows), *[(c.metrics, c.status) for c in chunks]
@@ -161,7 +161,7 @@ class StepRunner:
                 else jax.tree.map(lambda *x: np.stack(x, 1), *per_seed)
             )
         # [steps, batch, (replicates,) ...]; padded to the compiled length.
-        missing = 0 if self.task.stepwise else self.config.steps_per_dispatch - count
+        missing = 0 if self.task.stepwise else self.config.devices.steps_per_dispatch - count
         stacked = jax.tree.map(lambda *x: np.stack(x + (x[-1],) * missing), *per_step)
         if self.mode == "none":
             return jax.device_put(stacked, self.devices[0])
@@ -231,7 +231,7 @@ class StepRunner:
                 slots,
                 stage=stage,
                 axis_name=axis_name,
-                max_inner_energy=config.max_inner_energy,
+                max_inner_energy=config.safety.max_inner_energy,
             )
 
         def step(state, batch):
@@ -250,7 +250,7 @@ class StepRunner:
             metrics, status = jax.tree.map(lambda x: x[None], tuple(row))
             return state, jnp.int32(1), metrics, status
 
-        capacity = config.steps_per_dispatch
+        capacity = config.devices.steps_per_dispatch
         _, metrics, status = jax.eval_shape(lambda: step(state, batch_of(0)))
         buffers = jax.tree.map(
             lambda x: jnp.zeros((capacity, *x.shape), x.dtype), (metrics, status)
@@ -260,7 +260,7 @@ class StepRunner:
             i, state, buffers, _ = carry
             state, *row = step(state, batch_of(i))
             buffers = jax.tree.map(lambda b, x: b.at[i].set(x), buffers, tuple(row))
-            return i + 1, state, buffers, jnp.any(state.skipped > config.skip_bad_steps)
+            return i + 1, state, buffers, jnp.any(state.skipped > config.safety.skip_bad_steps)
 
         i, state, (metrics, status), _ = jax.lax.while_loop(
             lambda carry: (carry[0] < count) & ~carry[3],
@@ -303,20 +303,21 @@ def distributed_arguments(config: TrainConfig) -> dict[str, Any] | None:
     Raises:
         UserError: flags that do not go together.
     """
-    if config.coordinator is None:
-        if config.num_processes is not None or config.process_id is not None:
+    devices = config.devices
+    if devices.coordinator is None:
+        if devices.num_processes is not None or devices.process_id is not None:
             raise UserError("--num-processes and --process-id need --coordinator host:port")
-        return {} if config.distributed else None
-    if config.num_processes is None or config.process_id is None:
+        return {} if devices.distributed else None
+    if devices.num_processes is None or devices.process_id is None:
         raise UserError("--coordinator needs --num-processes and --process-id as well")
-    if not 0 <= config.process_id < config.num_processes:
+    if not 0 <= devices.process_id < devices.num_processes:
         raise UserError(
-            f"--process-id: expected 0 to {config.num_processes - 1}, got {config.process_id}"
+            f"--process-id: expected 0 to {devices.num_processes - 1}, got {devices.process_id}"
         )
     return {
-        "coordinator_address": config.coordinator,
-        "num_processes": config.num_processes,
-        "process_id": config.process_id,
+        "coordinator_address": devices.coordinator,
+        "num_processes": devices.num_processes,
+        "process_id": devices.process_id,
     }
 
 
@@ -331,9 +332,9 @@ def start_distributed(config: TrainConfig) -> None:
     try:
         jax.distributed.initialize(
             **arguments,
-            heartbeat_timeout_seconds=config.heartbeat_timeout,
-            initialization_timeout=max(60, config.heartbeat_timeout),
-            shutdown_timeout_seconds=config.heartbeat_timeout,
+            heartbeat_timeout_seconds=config.devices.heartbeat_timeout,
+            initialization_timeout=max(60, config.devices.heartbeat_timeout),
+            shutdown_timeout_seconds=config.devices.heartbeat_timeout,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"could not join the other processes: {error}") from error

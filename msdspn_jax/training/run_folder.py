@@ -12,7 +12,7 @@ from typing import Any
 
 from msdspn_jax._files import write_text
 from msdspn_jax.errors import UserError
-from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.config import TrainConfig, as_flags, from_dict
 from msdspn_jax.training.task import Task
 
 PACKAGES = ("msdspn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -63,32 +63,27 @@ def read_config(folder: str | Path, config_type: type[TrainConfig]) -> TrainConf
     Raises:
         UserError: no record, or none that makes a valid configuration.
     """
-    values = read_record(folder)["config"]
+    return parse_config(folder, config_type, read_record(folder)["config"])
+
+
+def parse_config(
+    folder: str | Path, config_type: type[TrainConfig], values: dict[str, Any]
+) -> TrainConfig:
+    """As `read_config`, from the record's configuration."""
     known = {f.name for f in dataclasses.fields(config_type)}
     try:
-        return parse_config(config_type, {k: v for k, v in values.items() if k in known})
+        return from_dict(config_type, {k: v for k, v in values.items() if k in known})
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder}: its configuration is not valid: {error}") from error
 
 
-def parse_config(config_type: type[TrainConfig], values: dict[str, Any]) -> TrainConfig:
-    """The configuration of which `TrainConfig.to_dict` and JSON made ``values``.
-
-    Raises:
-        ValueError, TypeError: a field that the type does not have, or a value that is not valid.
-    """
-    # JSON has no tuples.
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return config_type(**fields)
-
-
 def config_difference(saved: TrainConfig, asked: TrainConfig) -> list[str]:
-    """Lines saying which fields that change the numbers differ."""
-    a, b = saved.numerical(), asked.numerical()
+    """Lines saying which flags that change the numbers differ, as a user types them."""
+    a, b = (as_flags(config.resolved().numerical()) for config in (saved, asked))
     return [
-        f"--{name.replace('_', '-')}: the run has {a.get(name)!r}, asked for {b.get(name)!r}"
-        for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name)
+        f"{flag}: the run has {a.get(flag)!r}, asked for {b.get(flag)!r}"
+        for flag in sorted(a.keys() | b.keys())
+        if a.get(flag) != b.get(flag)
     ]
 
 

@@ -4,11 +4,11 @@ A `Task` is a handful of pure functions. The loop (`training.loop`) owns everyth
 optimiser step, the devices, the checkpoints, the logs. A task never sees how many devices there
 are, which is why its numbers do not depend on it.
 
-Convention of ``msdspn_jax/tasks/<name>.py`` (the command line finds a task by its module):
+What the module of a task exports, so that the command line finds it (`msdspn_jax.tasks.load`):
 
 - ``Config``: a frozen dataclass, subclass of `training.config.TrainConfig`; every field has a
   docstring, from which the command line's help is made;
-- ``build(config: Config) -> Task``.
+- ``build(config: Config) -> Task``, which touches no data.
 """
 
 from __future__ import annotations
@@ -56,51 +56,52 @@ class Task:
     """An experiment, as pure functions.
 
     Attributes:
-      name: the word on the command line.
-      init: ``key -> variables``; ``variables["params"]`` is trained, ``variables["state"]``
-        (optional) is replaced by what `loss` returns.
-      sample: ``(key, step, slots) -> batch``: the examples at positions ``slots [local_batch]`` of
-        the global batch of that step; leaves are batch first. ``key`` is the data key of one
-        replicate, the same at every step. Pure and jittable, unless ``host_data``. Fresh data:
-        one key an example, ``fold_in(fold_in(key, step), slot)``; fixed data: a permutation per
-        epoch seeded by ``key`` (`training.task.epoch_positions`). So data never depends on the
-        number of devices or processes.
-      loss: ``(variables, batch, keys [local_batch], *, stage, axis_name) ->
-        (loss, (metrics, new_state))``: the mean over the local batch; ``keys`` are one per
-        example, for noise in the model; ``metrics`` is a dict of scalars, local means as well;
-        ``new_state`` replaces ``variables["state"]`` (None when there is none). ``axis_name`` is
-        None on one device, otherwise the mesh axis over which batch statistics are averaged.
-        The metric names ``inner_energy`` and ``inner_gradient_norm`` are shown on the progress
-        line and guarded against explosion.
-      evaluate: ``(variables, split, key) -> {"loss": ..., ...}``: scalars over a whole split
-        ("val", "test"). Called outside jit, with the variables of one replicate.
-      optimizer: the outer optimiser, schedules included (`training.config.adam`).
-      monitor: which validation metric picks the best checkpoint, and whether small or large is
-        good.
-      stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static
-        argument (the number of inner steps). Each value is compiled once.
-      data: arrays that `sample` reads (a data set), placed on every device once; if there are any,
-        `sample` is called as ``sample(key, step, slots, data)``. Arrays that `sample` merely
-        closes over become constants of the compiled program, which only small ones should.
-      host_data: if True, `sample` is called outside jit with a Python ``int`` step and a NumPy
-        array of slots, and returns NumPy arrays (images from disk).
-      stepwise: if True, every step is a dispatch of its own. For networks with convolutions on a
-        CPU, which XLA runs ten times slower inside a loop.
-      figures: ``(variables, folder) -> None`` writes pictures of validation predictions as
-        ``folder/*.png``; called when a run ends, by ``msdspn evaluate``, and for TensorBoard's
-        images.
-      describe: facts of the task worth keeping in config.json (sizes of the splits, …).
+        name: the word on the command line.
+        init: ``key -> variables``; ``variables["params"]`` is trained, ``variables["state"]``
+            (optional) is replaced by what `loss` returns.
+        sample: ``(key, step, slots) -> batch``: the examples at positions ``slots [local_batch]``
+            of the global batch of that step; leaves are batch first. ``key`` is the data key of
+            one replicate, the same at every step. Pure and jittable, unless ``host_data``. Fresh
+            data: one key an example, ``fold_in(fold_in(key, step), slot)``; fixed data: a
+            permutation per epoch seeded by ``key`` (`training.task.epoch_positions`). So data
+            never depends on the number of devices or processes.
+        loss: ``(variables, batch, keys [local_batch], *, stage, axis_name) ->
+            (loss, (metrics, new_state))``: the mean over the local batch; ``keys`` are one per
+            example, for noise in the model; ``metrics`` is a dict of scalars, local means as
+            well; ``new_state`` replaces ``variables["state"]`` (None when there is none).
+            ``axis_name`` is None on one device, otherwise the mesh axis over which batch
+            statistics are averaged. The metric names ``inner_energy`` and
+            ``inner_gradient_norm`` are shown on the progress line and guarded against explosion.
+        evaluate: ``(variables, split, key) -> {"loss": ..., ...}``: scalars over a whole split
+            ("val", "test"). Called outside jit, with the variables of one replicate.
+        optimizer: the outer optimiser, schedules included (`training.config.adam`).
+        monitor: which validation metric picks the best checkpoint, and whether small or large is
+            good.
+        stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static
+            argument (the number of inner steps). Each value is compiled once.
+        data: ``() -> arrays`` that `sample` reads (a data set), called when training begins and
+            placed on every device once; if given, `sample` is called as ``sample(key, step,
+            slots, data)``. Arrays that `sample` merely closes over become constants of the
+            compiled program, which only small ones should.
+        host_data: if True, `sample` is called outside jit with a Python ``int`` step and a NumPy
+            array of slots, and returns NumPy arrays (images from disk).
+        stepwise: if True, every step is a dispatch of its own. For networks with convolutions on
+            a CPU, which XLA runs ten times slower inside a loop.
+        figures: ``(variables, folder) -> None`` writes pictures of validation predictions as
+            ``folder/*.png``; called when a run ends, by ``msdspn evaluate``, and for TensorBoard's
+            images.
+        describe: facts of the task worth keeping in config.json (sizes of the splits, …).
     """
 
     name: str
     init: Callable[[Key[Array, ""]], Variables]
-    sample: Callable[[Key[Array, ""], Any, Any], Batch]
+    sample: Callable[..., Batch]
     loss: LossFn
     evaluate: Callable[[Variables, str, Key[Array, ""]], dict[str, Any]]
     optimizer: optax.GradientTransformation
     monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")
     stage: Callable[[int], Hashable] = _one_stage
-    data: PyTree = None
+    data: Callable[[], PyTree] | None = None
     host_data: bool = False
     stepwise: bool = False
     figures: Callable[[Variables, Path], None] | None = None

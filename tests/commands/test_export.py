@@ -14,6 +14,7 @@ from PIL import Image
 from msdspn_jax import cli
 from msdspn_jax.clevr import objects as layout
 from msdspn_jax.errors import UserError
+from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.clevr import model as clevr_model
 from msdspn_jax.tasks.clevr import task as clevr
 from msdspn_jax.trained import program as programs
@@ -173,8 +174,9 @@ def test_weights_and_program_predict_the_same_for_any_batch(box, tmp_path, capsy
 def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(clevr_model.STAGES, "resnet18", (1, 1, 1, 1))
     config = clevr.Config(
-        model="idspn", size=64, encoder_width=2, latent_dim=4, hidden_dim=4, eval_inner_steps=3
-    )
+        model="idspn", size=64, encoder_width=2, latent_dim=4, hidden_dim=4,
+        inner=Inner(eval_num_steps=3),
+    )  # fmt: skip
     path = tmp_path / "m.safetensors"
     weights_files.save_model(path, config, random_variables(config, 0.3), step=1)
     monkeypatch.setattr(weights_files, "box_model_path", lambda: path)

@@ -98,8 +98,8 @@ def test_sinusoidal_encoding():
     [
         (Transformer(6, "learned", 8), (SETS,), "position_encoding"),
         (Transformer(6, "none", 12), (SETS,), "multiple of num_heads"),
-        (Transformer(6, "random", 8), (SETS,), "noise must have shape"),
-        (Transformer(6, "random", 8), (SETS, jnp.zeros((2, 5, 3))), "noise must have shape"),
+        (Transformer(6, "random", 8), (SETS,), "noise: expected shape"),
+        (Transformer(6, "random", 8), (SETS, jnp.zeros((2, 5, 3))), "noise: expected shape"),
     ],
 )
 def test_bad_input(module, arguments, message):

@@ -11,18 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training_tasks import configured
 
 from msdspn_jax.clevr import metrics
 from msdspn_jax.clevr import objects as layout
 from msdspn_jax.clevr.cache import cache_folder, prepare_cache
 from msdspn_jax.errors import UserError
+from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.clevr import model as clevr_model
 from msdspn_jax.tasks.clevr import report as clevr_report
 from msdspn_jax.tasks.clevr import scores as clevr_scores
 from msdspn_jax.tasks.clevr import task as clevr
+from msdspn_jax.trained import run as trained_runs
 from msdspn_jax.training import loop
 
 SIZE = 64
+INNER = Inner(num_steps=2, late_num_steps=3)
 
 
 class MadeUp:
@@ -73,14 +77,13 @@ def config(data_dir=None, **changes: Any) -> clevr.Config:
         "latent_dim": 4,
         "hidden_dim": 4,
         "slot_dim": 4,
-        "inner_steps": 2,
-        "late_inner_steps": 3,
+        "inner": INNER,
         "tensorboard": False,
         "progress": False,
     }
     if data_dir is not None:
         settings |= {"data": "folder", "data_dir": str(data_dir)}
-    return clevr.Config(**(settings | changes))
+    return configured(clevr.Config, **(settings | changes))
 
 
 # Settings ---------------------------------------------------------------------------------------
@@ -88,27 +91,37 @@ def config(data_dir=None, **changes: Any) -> clevr.Config:
 
 def test_defaults_are_the_published_settings():
     c = clevr.Config()
-    assert (c.inner_steps, c.late_inner_steps, c.steps_at_evaluation) == (20, 40, 40)
-    assert (c.batch_size, c.learning_rate, c.max_grad_norm, c.latent_dim) == (128, 1e-3, 10.0, 512)
+    inner = c.resolved_inner()
+    assert (inner.num_steps, inner.late_num_steps, c.steps_at_evaluation) == (20, 40, 40)
+    assert (inner.momentum, inner.step_size, inner.max_grad_norm) == (0.9, 1.0, 10.0)
+    assert inner.proximity == 0.1
+    assert clevr.Config(model="dspn").resolved_inner().momentum == 0.5
+    assert (c.batch_size, c.resolved_learning_rate(), c.latent_dim) == (128, 1e-3, 512)
     assert c.steps * c.batch_size == pytest.approx(100 * 70_000, rel=1e-3)
-    assert clevr.Config(model="slot-attention").learning_rate == 4e-4
-    assert clevr.Config(model="slot-mlp", learning_rate=0.5).learning_rate == 0.5
-    decoder = clevr.build_predictor(c).network(train=True).decoder
-    assert (decoder.momentum, decoder.learning_rate, decoder.proximity) == (0.9, 1.0, 0.1)
+    assert clevr.Config(model="slot-attention").resolved_learning_rate() == 4e-4
+    given = clevr.Config(model="slot-mlp", learning_rate=0.5)
+    assert given.resolved().learning_rate == 0.5
+    assert given.steps_at_evaluation is None
+
+
+def test_inner_steps_grow_in_the_middle_of_training():
+    stage = config(steps=5).stages()
+    assert [stage(step) for step in range(5)] == [2, 2, 2, 3, 3]
+    assert config(model="slot-mlp").stages()(0) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"set_size": 3}, "set_size must be at least 10"),
+        ({"set_size": 3}, "set_size: expected at least 10"),
         ({"min_objects": 5, "max_objects": 4}, "min_objects <= max_objects"),
         ({"max_objects": 11}, "got 3 and 11"),
-        ({"data": "folder"}, "needs data_dir"),
-        ({"rate_drop": 0.0}, r"rate_drop must be in \(0, 1\]"),
-        ({"backward": "magic"}, "magic"),
-        ({"val_size": 0}, "val_size must be positive"),
-        ({"eval_inner_steps": 0}, "eval_inner_steps"),
-        ({"train_size": -1}, "train_size"),
+        ({"data": "folder"}, "data_dir: expected where"),
+        ({"rate_drop": 0.0}, r"rate_drop: expected a number in \(0, 1\]"),
+        ({"val_size": 0}, "val_size: expected an integer >= 1, got 0"),
+        ({"train_size": 0}, "train_size: expected an integer >= 1, got 0"),
+        ({"train_size": 9, "fresh": True}, "train_size: expected none with fresh, got 9"),
+        ({"fresh": True, "data": "tfds", "data_dir": "x"}, "fresh: expected data procedural"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(changes, message):
@@ -147,7 +160,8 @@ def rates(optimizer, steps):
 def test_every_model_trains_and_predicts_by_shape(model, pool):
     if pool != "fspool" and not model.endswith("dspn"):
         pytest.skip("the slot models do not pool")
-    predictor = clevr.build_predictor(config(model=model, pool=pool))
+    inner = dataclasses.replace(INNER, pool=pool)
+    predictor = clevr.build_predictor(config(model=model, inner=inner))
     variables = jax.eval_shape(predictor.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((4, SIZE, SIZE, 3), jnp.uint8)
     objects = jax.ShapeDtypeStruct((4, 10, 19), jnp.float32)
@@ -239,7 +253,8 @@ def test_images_on_host_or_device_and_resuming_give_the_same_bits(data_dir, tmp_
     cut = config(**common, run_dir=str(tmp_path / "cut"))
     stopped = dataclasses.replace(cut, steps=2)
     loop.train(task, stopped)
-    again = dataclasses.replace(cut, resume=True, allow_config_change=True)
+    go_on = dataclasses.replace(cut.run, resume=True, allow_config_change=True)
+    again = dataclasses.replace(cut, run=go_on)
     chex.assert_trees_all_equal(on_device.state, loop.train(task, again).state)
 
 
@@ -278,10 +293,11 @@ def test_scores_are_those_of_both_protocols():
 
 @pytest.mark.slow
 def test_idspn_learns_procedural_scenes_far_beyond_chance(tmp_path):
-    c = clevr.Config(
-        size=64, encoder_width=16, latent_dim=64, hidden_dim=64, set_size=1, min_objects=1,
-        max_objects=1, train_size=2000, val_size=200, batch_size=32, inner_steps=10,
-        late_inner_steps=10, steps=500, evaluate_every=500, render_quality="fast",
+    c = configured(
+        clevr.Config, size=64, encoder_width=16, latent_dim=64, hidden_dim=64, set_size=1,
+        min_objects=1, max_objects=1, train_size=2000, val_size=200, batch_size=32,
+        inner=Inner(num_steps=10, late_num_steps=10), steps=500, evaluate_every=500,
+        render_quality="fast",
         cache_dir=str(tmp_path / "images"), run_dir=str(tmp_path / "run"), tensorboard=False,
         progress=False,
     )  # fmt: skip
@@ -295,7 +311,7 @@ def finished(folder, model, scores, **settings):
     """The files of a finished and evaluated run, as far as a report reads them."""
     folder.mkdir(parents=True)
     numbers = {f"{p}_{t:g}": v for p, v in scores.items() for t in metrics.AP_THRESHOLDS}
-    c = dataclasses.asdict(clevr.Config(model=model, steps=20, run_dir=str(folder), **settings))
+    c = configured(clevr.Config, model=model, steps=20, run_dir=str(folder), **settings).to_dict()
     (folder / "config.json").write_text(json.dumps({"task": "clevr", "config": c}))
     lines = [{"step": 10, "split": "train", "loss": 0.5}]
     lines += [{"step": 20, "split": "val", "loss": 0.4, **numbers}]
@@ -307,7 +323,7 @@ def test_report_collects_runs_beside_the_published(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     argv = ["--runs", str(runs), "--out", str(out)]
     with pytest.raises(UserError, match="no finished run of clevr below"):
-        clevr_report.report(argv)
+        clevr_report.report(argv, trained_runs)
     small = {"size": 64, "set_size": 3, "min_objects": 1, "max_objects": 3}
     finished(runs / "a", "idspn", {"ap": 0.5, "dataset_ap": 0.25}, seed=0, **small)
     finished(runs / "b", "idspn", {"ap": 0.75, "dataset_ap": 0.5}, seed=7, **small)
@@ -315,7 +331,7 @@ def test_report_collects_runs_beside_the_published(tmp_path, capsys):
     tried = {steps: {"ap_0.5": steps / 100} for steps in (10, 40)}
     (runs / "b" / "figures" / "inner_steps.json").write_text(json.dumps(tried))
     finished(runs / "deep" / "c", "slot-mlp", {"ap": 0.125, "dataset_ap": 0.0}, **small)
-    assert clevr_report.report(argv) == 0
+    assert clevr_report.report(argv, trained_runs) == 0
     text = (out / "results.md").read_text()
     assert "| iDSPN, seed 7 | per image | 75.0 | 75.0 |" in text
     assert "| Slot MLP | data set | 0.0 |" in text
@@ -327,8 +343,8 @@ def test_report_collects_runs_beside_the_published(tmp_path, capsys):
     assert str(tmp_path) not in numbers  # What was done, not where.
 
     finished(runs / "d", "idspn", {"ap": 0.9, "dataset_ap": 0.8}, seed=1)
-    assert clevr_report.report(argv) == 0
+    assert clevr_report.report(argv, trained_runs) == 0
     assert "iDSPN, published | per image | 98.8±0.5" in (out / "results.md").read_text()
     (runs / "d" / "evaluation.json").unlink()
     with pytest.raises(UserError, match=r"not scored on the test split: .*/d; msdspn evaluate"):
-        clevr_report.report(argv)
+        clevr_report.report(argv, trained_runs)

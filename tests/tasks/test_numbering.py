@@ -16,21 +16,23 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.losses import numbering_assignment, numbering_loss
 from msdspn_jax.matching.assignment import INVALID
 from msdspn_jax.metrics import numbering_accuracy
+from msdspn_jax.models.inner import Inner
+from msdspn_jax.tasks.numbering.config import MODELS, Config
 from msdspn_jax.tasks.numbering.data import (
     draw_batch,
     draw_classes,
     fold_in_each,
     number_within_classes,
 )
-from msdspn_jax.tasks.numbering.model import MODELS, numbering_model
-from msdspn_jax.tasks.numbering.task import (
+from msdspn_jax.tasks.numbering.equivariance import (
     PUBLISHED_EQUIVARIANCE,
     PUBLISHED_READING,
-    Config,
-    build,
-    build_model,
     model_equivariance,
 )
+from msdspn_jax.tasks.numbering.model import build_model
+from msdspn_jax.tasks.numbering.task import build
+from msdspn_jax.trained import run as trained_runs
+from msdspn_jax.training.config import Devices, Run
 
 KEY = jax.random.key(0)
 
@@ -42,7 +44,7 @@ def small(model="deep-sets", **changes):
         "hidden_dim": 8,
         "latent_dim": 8,
         "width": 8,
-        "inner_steps": 3,
+        "inner": Inner(num_steps=3),
         "batch_size": 4,
         "train_size": 10,
         "val_size": 11,
@@ -211,7 +213,7 @@ def test_the_other_reading_of_randomness(name, expected):
 
 
 def test_sum_pooling_makes_idspn_set_equivariant():
-    config = small("idspn", pool="sum")
+    config = small("idspn", inner=Inner(num_steps=3, pool="sum"))
     params = jax.jit(build_model(config).init)(KEY)
     assert model_equivariance(config, params, key=KEY, num_permutations=3).set_equivariant
 
@@ -224,16 +226,13 @@ def test_published_settings():
         50_000,
         128,
     )
-    assert (config.hidden_dim, config.latent_dim, config.inner_steps) == (256, 256, 20)
-    with pytest.raises(ValueError, match="name"):
-        numbering_model("rnn", set_size=3, num_classes=2)
-    for changes in (
-        {"train_size": -1},
-        {"classes_per_set": 9},
-        {"inner_steps": 0},
-        {"gradient": "magic"},
-        {"eval_inner_steps": 0},
-    ):
+    assert (config.hidden_dim, config.latent_dim) == (256, 256)
+    inner = config.resolved_inner()
+    assert (inner.num_steps, inner.max_grad_norm, inner.projection) == (20, 40.0, "simplex")
+    assert Config(model="dspn").resolved_inner().max_grad_norm == np.inf
+    assert config.steps_at_evaluation == 20
+    assert Config(model="bilstm").steps_at_evaluation is None
+    for changes in ({"train_size": 0}, {"classes_per_set": 9}, {"val_size": 0}):
         with pytest.raises(ValueError, match=next(iter(changes))):
             Config(**changes)
 
@@ -256,7 +255,7 @@ def test_fixed_training_set_and_augmentation():
     moved = inputs(small(augment=True))
     assert {tuple(x.sum(0)) for x in moved} == counts
     assert not {bytes(x) for x in moved} <= fixed
-    fresh = {bytes(x) for x in inputs(small(train_size=0))}
+    fresh = {bytes(x) for x in inputs(small(fresh=True))}
     assert len(fresh) > 15
 
 
@@ -301,9 +300,9 @@ def test_evaluation_is_the_mean_over_the_split():
 def test_inner_steps_at_evaluation():
     variables = jax.jit(build(small("idspn")).init)(KEY)
     energy = [
-        build(small("idspn", eval_inner_steps=steps)).evaluate(variables, "val", KEY)[
-            "inner_energy"
-        ]
+        build(small("idspn", inner=Inner(num_steps=3, eval_num_steps=steps))).evaluate(
+            variables, "val", KEY
+        )["inner_energy"]
         for steps in (None, 9)
     ]
     assert energy[0] != energy[1]
@@ -312,7 +311,7 @@ def test_inner_steps_at_evaluation():
 def test_training_lowers_the_loss():
     import optax
 
-    config = small("idspn", learning_rate=1e-2, train_size=0)
+    config = small("idspn", learning_rate=1e-2, fresh=True)
     task = build(config)
     params = jax.jit(task.init)(KEY)["params"]
 
@@ -342,18 +341,17 @@ def test_report(tmp_path, capsys):
     from msdspn_jax.training.loop import train
 
     with pytest.raises(UserError, match="no finished run"):
-        numbering_report.report(["--runs", str(tmp_path)])
+        numbering_report.report(["--runs", str(tmp_path)], trained_runs)
     config = small(
         replicates=2,
         steps=1,
-        progress=False,
-        tensorboard=False,
-        compilation_cache=False,
-        run_dir=str(tmp_path / "run"),
+        run=Run(progress=False, tensorboard=False, dir=str(tmp_path / "run")),
+        devices=Devices(compilation_cache=False),
     )
     train(build(config), config)
     output = tmp_path / "report"
-    assert numbering_report.report(["--runs", str(tmp_path), "--output", str(output)]) == 0
+    argv = ["--runs", str(tmp_path), "--output", str(output)]
+    assert numbering_report.report(argv, trained_runs) == 0
     text = (output / "results.md").read_text()
     assert "test split, 2 seeds" in text
     assert "| DeepSets | 0.0±0.0 | 0.0±0.0 |" in text
@@ -375,7 +373,7 @@ def test_runs_are_grouped_by_what_they_share():
         run([0.1, 0.2]),
         run([0.6], seed=2),
         run([0.6], seed=2),
-        run([0.9], train_size=0, augment=True),
+        run([0.9], fresh=True, augment=True),
         run([0.5], learning_rate=0.01),
     ]
     groups = group_by_settings(scores)

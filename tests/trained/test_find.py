@@ -12,6 +12,7 @@ from msdspn_jax import cli, trained
 from msdspn_jax.clevr import cache, files, procedural, tfds
 from msdspn_jax.clevr.render import trace
 from msdspn_jax.errors import UserError
+from msdspn_jax.tasks.clevr import data as clevr_data
 from msdspn_jax.tasks.clevr import task as clevr
 from msdspn_jax.trained import program, weights
 from msdspn_jax.training import run_folder
@@ -56,12 +57,13 @@ def without_data(monkeypatch):
                 monkeypatch.setattr(module, name, poisoned)
     monkeypatch.setattr(files, "ClevrFolder", poisoned)
     monkeypatch.setattr(trace, "render", poisoned)
-    monkeypatch.setattr(clevr, "load_split", poisoned)
+    for module in (clevr, clevr_data):
+        monkeypatch.setattr(module, "load_split", poisoned)
 
 
 DATA = {
     "procedural": {"data": "procedural", "train_size": 8},
-    "fresh": {"data": "procedural", "train_size": 0},
+    "fresh": {"data": "procedural", "fresh": True},
     "folder": {"data": "folder", "data_dir": "/no/such/folder"},
     "tfds": {"data": "tfds", "data_dir": "/no/such/folder"},
 }

@@ -14,7 +14,7 @@ import chex
 import pytest
 import training_tasks
 from processes import environment, wait_for_step
-from training_tasks import Config, compiled_once, no_figures  # noqa: F401
+from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 
 from msdspn_jax import cli
 from msdspn_jax.errors import UserError
@@ -45,7 +45,7 @@ def start(folder: Path, **flags) -> subprocess.Popen:
 
 
 def train_here(folder: Path, **flags) -> loop.Outcome:
-    config = Config(run_dir=str(folder), resume=True, **(FLAGS | flags))
+    config = configured(run_dir=str(folder), resume=True, **(FLAGS | flags))
     return loop.train(training_tasks.build(config), config)
 
 

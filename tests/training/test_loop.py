@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import training_tasks
 from PIL import Image
-from training_tasks import Config, compiled_once, no_figures  # noqa: F401
+from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 
 from msdspn_jax.errors import UserError
 from msdspn_jax.trained import run
@@ -28,7 +28,7 @@ training_tasks.register()
 
 
 def train(folder: Path, **flags) -> loop.Outcome:
-    config = Config(run_dir=str(folder), **flags)
+    config = configured(run_dir=str(folder), **flags)
     return loop.train(training_tasks.build(config), config)
 
 
@@ -117,7 +117,7 @@ def test_tensorboard_gets_scalars_and_figures_while_training(tmp_path, monkeypat
 def test_progress_line_says_how_it_goes(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
-    progress = logging.Progress(Config(steps=1000, progress=True), first_step=0)
+    progress = logging.Progress(configured(steps=1000, progress=True), first_step=0)
     values = {"loss": 0.25, "accuracy": 0.5, "inner_gradient_norm": 0.125, "other": 1.0}
     progress.update(1, values)
     assert capsys.readouterr().err == ""
@@ -199,7 +199,7 @@ def test_replicates_are_the_runs_of_their_seeds(tmp_path):
 
 
 def test_noise_is_another_for_every_step_and_example():
-    config = Config(noise=1.0)
+    config = configured(noise=1.0)
     task = training_tasks.build(config)
     start = state.init_state(task.init, task.optimizer, jax.random.key(0))
     # The same example eight times over: losses differ by the noise alone.
@@ -241,7 +241,7 @@ class _Stop(Exception):
 
 def _stop_after(folder: Path, step: int, **flags) -> None:
     """Train, and die between two steps."""
-    config = Config(run_dir=str(folder), steps_per_dispatch=1, **flags)
+    config = configured(run_dir=str(folder), steps_per_dispatch=1, **flags)
     trainer = loop._Trainer(training_tasks.build(config), config, folder)
     account = trainer._account
 
@@ -426,7 +426,7 @@ def test_run_folder_that_cannot_be_made(tmp_path):
 
 
 def test_batch_that_cannot_be_shared():
-    config = Config(batch_size=9, parallel="shard-map")
+    config = configured(batch_size=9, parallel="shard-map")
     task = training_tasks.build(config)
     with pytest.raises(UserError, match=r"--batch-size: expected a multiple of 2, .*, got 9"):
         loop.StepRunner(task, config, devices=jax.devices()[:1] * 2)
@@ -434,8 +434,8 @@ def test_batch_that_cannot_be_shared():
 
 @pytest.mark.parametrize("field", ["batch_size", "replicates", "log_every", "learning_rate"])
 def test_config_refuses_nonsense(field):
-    with pytest.raises(ValueError, match=f"{field} must be positive, got 0"):
-        TrainConfig(**{field: 0})
+    with pytest.raises(ValueError, match=rf"{field}: expected .*, got 0"):
+        configured(TrainConfig, **{field: 0})
 
 
 def test_torn_last_line_of_metrics_is_left_out(tmp_path):

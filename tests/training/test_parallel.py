@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import training_tasks
 from processes import environment, wait_for, wait_for_step
-from training_tasks import Config, compiled_once, no_figures  # noqa: F401
+from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 
 from msdspn_jax.training import loop, run_folder
 from msdspn_jax.training.checkpoints import Checkpoints
@@ -30,11 +30,11 @@ MANY_DEVICES = """
 import sys, json
 sys.path.insert(0, sys.argv[1])
 import jax, numpy as np, training_tasks
-from training_tasks import Config
+from training_tasks import configured
 from msdspn_jax.training.parallel import StepRunner
 
 def after_20_steps(devices, **flags):
-    config = Config(batch_norm=True, **flags)
+    config = configured(batch_norm=True, **flags)
     runner = StepRunner(training_tasks.build(config), config, jax.devices()[:devices])
     state = runner.place(runner.init())
     step = 0
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 
 def final_state(folder: Path):
-    config = Config(run_dir=str(folder), batch_norm=True)
+    config = configured(run_dir=str(folder), batch_norm=True)
     like = loop.StepRunner(training_tasks.build(config), config).init()
     restored = Checkpoints(folder / "checkpoints", read_only=True).read_latest(like)
     assert restored is not None
@@ -116,7 +116,7 @@ def test_two_processes_equal_one(tmp_path):
     for process in both:
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, (out + err)[-3000:]
-    config = Config(run_dir=str(tmp_path / "one"), batch_norm=True)
+    config = configured(run_dir=str(tmp_path / "one"), batch_norm=True)
     one = loop.train(training_tasks.build(config), config)
     chex.assert_trees_all_close(final_state(tmp_path / "two"), one.state, atol=1e-6)
     assert run_folder.read_record(tmp_path / "two")["num_processes"] == 2
@@ -196,7 +196,7 @@ def test_ends_by_signals_in_words(number, log, code, words):
 
 @pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
 def test_broken_collective_is_a_lost_process(tmp_path, monkeypatch, kind):
-    config = Config(run_dir=str(tmp_path), steps=2)
+    config = configured(run_dir=str(tmp_path), steps=2)
     trainer = loop._Trainer(training_tasks.build(config), config, tmp_path)
 
     def agree(*_):
@@ -241,10 +241,10 @@ def test_killed_process_ends_the_other_and_the_run_resumes(tmp_path, victim):
     # On a slow machine the run has got further than step 12 before the kill arrives.
     end = saved_steps(folder)[-1] + 20
     assert 30 <= end < 400
-    config = Config(
-        run_dir=str(folder), batch_norm=True, host_data=True, delay=0.05, steps=400, resume=True
-    )
-    config = Config(**{**config.to_dict(), "delay": 0.0, "steps": end, "allow_config_change": True})
+    config = configured(
+        run_dir=str(folder), batch_norm=True, host_data=True, steps=end, resume=True,
+        allow_config_change=True,
+    )  # fmt: skip
     resumed = loop.train(training_tasks.build(config), config)
     assert int(resumed.state.step) == end
     assert np.isfinite(resumed.metrics["loss"])

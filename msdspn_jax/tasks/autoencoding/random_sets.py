@@ -1,17 +1,24 @@
-"""Random sets autoencoding (paper, section 4.2).
+"""Random sets autoencoding (paper, section 4.2): n vectors from N(0, I_d).
 
-msdspn train random-sets --set-size 4 --set-dim 4 --inner-steps 10 --steps 1000
+msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import jax
+from jaxtyping import Array, Float, Int, Key
 
-from msdspn_jax.tasks.autoencoding.random_sets_data import indexed_sets
-from msdspn_jax.tasks.autoencoding.task import AutoencoderConfig, autoencoding_task
+from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
+from msdspn_jax.tasks.autoencoding.report import report
+from msdspn_jax.tasks.autoencoding.task import autoencoding_task
+from msdspn_jax.training.config import require_at_least
 from msdspn_jax.training.task import Task, epoch_positions
+
+__all__ = ["Config", "build", "draw_sets", "indexed_sets", "report"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +27,8 @@ class Config(AutoencoderConfig):
 
     Published: n and d of 2, 4, 8, 16, 32; 10, 20, 40 inner steps; 20,000 training steps.
     """
+
+    experiment: ClassVar[str] = "random-sets"
 
     set_size: int = 8
     """n, the number of elements of a set."""
@@ -36,9 +45,7 @@ class Config(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("set_size", "set_dim", "train_size", "val_size", "test_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_at_least(1, self, "set_size", "set_dim", "train_size", "val_size", "test_size")
 
 
 def build(config: Config) -> Task:
@@ -55,9 +62,8 @@ def build(config: Config) -> Task:
         return indexed_sets(sets_key, indices, n=n, d=d)
 
     def sets_at(key, split, indices):
-        return indexed_sets(
-            jax.random.fold_in(key, ("val", "test").index(split)), indices, n=n, d=d
-        )
+        split_key = jax.random.fold_in(key, ("val", "test").index(split))
+        return indexed_sets(split_key, indices, n=n, d=d)
 
     def draw(prediction, target):
         from msdspn_jax import plots
@@ -76,3 +82,21 @@ def build(config: Config) -> Task:
         draw=draw,
         describe={"train": "fresh" if config.fresh else config.train_size, "val": config.val_size},
     )
+
+
+# --- the data: never stored, set i is drawn from fold_in(key, i) whenever it is needed ---
+
+
+def draw_sets(keys: Key[Array, " batch"], *, n: int, d: int) -> Float[Array, "batch n d"]:
+    """One set a key; the same key gives the same set."""
+    if n < 1 or d < 1:
+        raise ValueError(f"n, d: expected integers >= 1, got {n} and {d}")
+    return jax.vmap(lambda key: jax.random.normal(key, (n, d)))(keys)
+
+
+@partial(jax.jit, static_argnames=("n", "d"))
+def indexed_sets(
+    key: Key[Array, ""], indices: Int[Array, " batch"], *, n: int, d: int
+) -> Float[Array, "batch n d"]:
+    """The sets at ``indices`` of the endless data set that ``key`` stands for."""
+    return draw_sets(jax.vmap(lambda i: jax.random.fold_in(key, i))(indices), n=n, d=d)

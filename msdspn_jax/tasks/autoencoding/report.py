@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msdspn_jax.errors import UserError
+from msdspn_jax.models.inner import published_inner
+from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
+from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
 
 # Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
 # many steps of this batch with this width.
@@ -59,12 +63,12 @@ class Row(NamedTuple):
         return all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
 
 
-def report(argv: list[str]) -> int:
+def report(argv: list[str], runs: Runs) -> int:
     """Run the verb for this task; returns the exit code."""
     import tyro
 
     options = tyro.cli(Report, prog="msdspn report random-sets", args=argv)
-    rows = collect(Path(options.grid_dir))
+    rows = collect(Path(options.grid_dir), runs)
     out = Path(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,43 +84,39 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def variant_of(config: dict[str, Any]) -> str:
+def variant_of(config: AutoencoderConfig) -> str:
     """The paper's name of a configuration."""
-    momentum = config["momentum"]
-    if momentum is None:
-        momentum = 0.9 if config["model"] == "idspn" else 0.0
-    name = {"idspn": "iDSPN", "dspn": "DSPN"}[config["model"]]
-    if config["backward"] != "auto":
-        name += f", {config['backward']}"
-    if config["pool"] != "fspool":
-        name += f", {config['pool']} pool"
-    return name + (", momentum" if momentum else "")
+    inner = config.resolved_inner()
+    name = {"idspn": "iDSPN", "dspn": "DSPN"}[config.model]
+    if inner.adjoint != published_inner(config.experiment, config.model).adjoint:
+        name += f", {inner.adjoint}"
+    if inner.pool != "fspool":
+        name += f", {inner.pool} pool"
+    return name + (", momentum" if inner.momentum else "")
 
 
-def collect(folder: Path) -> list[Row]:
+def collect(folder: Path, runs: Runs) -> list[Row]:
     """The finished cells in a folder, in order of n, d, inner steps and variant."""
-    from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
-
     rows = []
     for run in finished_runs(folder, "random-sets"):
+        config: Any = runs.read_config(run)[1]
         record = read_record(run)
-        config = record["config"]
         last = read_metrics(run, "val")[-1]
         speeds = [x["steps_per_second"] for x in read_metrics(run, "train")]
         rows.append(
             Row(
-                n=config["set_size"],
-                d=config["set_dim"],
-                inner_steps=config["inner_steps"],
+                n=config.set_size,
+                d=config.set_dim,
+                inner_steps=config.resolved_inner().num_steps,
                 variant=variant_of(config),
                 loss=last["loss"],
                 deviation=last.get("loss_std", 0.0),
-                replicates=config["replicates"],
-                steps=config["steps"],
+                replicates=config.replicates,
+                steps=config.steps,
                 steps_per_second=speeds[-1] if speeds else float("nan"),
                 devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
-                batch_size=config["batch_size"],
-                hidden_dim=config["hidden_dim"],
+                batch_size=config.batch_size,
+                hidden_dim=config.hidden_dim,
             )
         )
     if not rows:

@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 from msdspn_jax.clevr.metrics import AP_THRESHOLDS
 from msdspn_jax.errors import UserError
+from msdspn_jax.tasks.clevr.config import Config
+from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.training.config import as_flags
+from msdspn_jax.training.run_folder import finished_runs, read_metrics
 
 # What makes a run comparable with the published ones (paper, section 4.3).
 PUBLISHED_SETTING = {"size": 128, "set_size": 10, "max_objects": 10}
@@ -36,7 +40,7 @@ NAMES = {
     "slot-mlp": "Slot MLP",
 }
 # Settings that say where things lie, not what was done.
-_PLACES = ("run_dir", "cache_dir", "data_dir", "coordinator")
+_PLACES = ("cache_dir", "data_dir")
 PROTOCOLS = {"ap": "per image", "dataset_ap": "data set"}
 
 
@@ -58,7 +62,7 @@ class Row(NamedTuple):
     """A finished run: what it was, its curves, its scores on the test split in [0, 1]."""
 
     label: str
-    config: Mapping[str, Any]
+    config: Config
     curves: Sequence[Mapping[str, Any]]
     scores: Mapping[str, float]
     by_inner_steps: Mapping[str, Mapping[str, float]]
@@ -67,10 +71,10 @@ class Row(NamedTuple):
     @property
     def comparable(self) -> bool:
         """Whether it saw images like those of the published models."""
-        return all(self.config.get(name) == value for name, value in PUBLISHED_SETTING.items())
+        return all(getattr(self.config, name) == value for name, value in PUBLISHED_SETTING.items())
 
 
-def report(argv: list[str]) -> int:
+def report(argv: list[str], runs: Runs) -> int:
     """Run the verb for this task; returns the exit code."""
     import tyro
 
@@ -79,12 +83,12 @@ def report(argv: list[str]) -> int:
     from msdspn_jax.clevr import plots as clevr_plots
 
     options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
-    rows = collect(options.runs)
+    rows = collect(options.runs, runs)
     text = table(rows) + inner_steps_table(rows)
     scores = [
         {
             "label": row.label,
-            "config": {k: v for k, v in row.config.items() if k not in _PLACES},
+            "config": {k: v for k, v in row.config.numerical().items() if k not in _PLACES},
             "test": row.scores,
             "by_inner_steps": row.by_inner_steps,
         }
@@ -103,10 +107,8 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def collect(folder: Path) -> list[Row]:
+def collect(folder: Path, runs: Runs) -> list[Row]:
     """The finished and evaluated runs below a folder, labelled by what tells them apart."""
-    from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
-
     rows, waiting = [], []
     for run in finished_runs(folder, "clevr"):
         evaluation = run / "evaluation.json"
@@ -114,7 +116,7 @@ def collect(folder: Path) -> list[Row]:
         if "test" not in scores:
             waiting.append(run)
             continue
-        config = read_record(run)["config"]
+        config: Any = runs.read_config(run)[1]
         tried = run / "figures" / "inner_steps.json"
         by_steps = json.loads(tried.read_text()) if tried.exists() else {}
         rows.append(Row("", config, read_metrics(run), scores["test"], by_steps))
@@ -129,17 +131,20 @@ def collect(folder: Path) -> list[Row]:
     return [row._replace(label=_label(row.config, rows)) for row in rows]
 
 
-def _label(config: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _label(config: Config, rows: Sequence[Row]) -> str:
     """The model's name, and whatever else is not the same in all runs of that model."""
-    alike = [row.config for row in rows if row.config["model"] == config["model"]]
-    ignored = {*_PLACES, "resume", "model"}
-    differs = [
-        name
-        for name in config
-        if name not in ignored and len({str(c.get(name)) for c in alike}) > 1
+    alike = [_settings(row.config) for row in rows if row.config.model == config.model]
+    words = [
+        f"{flag[2:].replace('-', ' ')} {value}"
+        for flag, value in _settings(config).items()
+        if len({str(settings.get(flag)) for settings in alike}) > 1
     ]
-    words = [f"{name.replace('_', ' ')} {config[name]}" for name in differs]
-    return ", ".join([NAMES[config["model"]], *words])
+    return ", ".join([NAMES[config.model], *words])
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    values = config.resolved().numerical()
+    return as_flags({name: value for name, value in values.items() if name not in _PLACES})
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -169,8 +174,9 @@ def inner_steps_table(rows: Sequence[Row]) -> str:
     for row in rows:
         tried = row.by_inner_steps
         cells = [_percent(tried[str(n)], "ap_0.5") if str(n) in tried else "" for n in steps]
-        trained = f"{row.config['inner_steps']}, then {row.config['late_inner_steps']}"
         if tried:
+            inner = row.config.resolved_inner()
+            trained = f"{inner.num_steps}, then {inner.steps_at(1.0)}"
             lines.append(f"| {row.label} ({trained}) | " + " | ".join(cells) + " |")
     title = "AP0.5 per image on validation images, %, by number of inner steps at evaluation:"
     return f"\n{title}\n\n" + "\n".join(lines) + "\n"

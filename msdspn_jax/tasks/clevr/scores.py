@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax.clevr import metrics
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT
-from msdspn_jax.tasks.clevr.model import ENERGY_MODELS, Predictor
+from msdspn_jax.tasks.clevr.model import Predictor
+from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
 from msdspn_jax.training.task import Variables
 
 # The evaluation of test-time compute, beside the number of steps of the configuration.
@@ -26,11 +27,8 @@ def _scorer(predictor: Predictor, inner_steps: int | None):
     @jax.jit
     def run(variables, images, objects, keys):
         prediction = predictor.predict(variables, images, keys, inner_steps=inner_steps)
-        values = {"loss": predictor.distance(prediction, objects)}
-        if prediction.minimum is not None:
-            values["inner_energy"] = prediction.minimum.energy
-            values["inner_gradient_norm"] = prediction.minimum.gradient_norm
-        return prediction.objects, values
+        scores = {"loss": predictor.distance(prediction, objects)}
+        return prediction.objects, scores | inner_scores(prediction.minimum)
 
     return run
 
@@ -47,22 +45,18 @@ def predict_all(
     """Predict every image, a batch at a time.
 
     Returns:
-      The predicted sets, and means over the images: ``loss`` (of training, in this model's own
-      units) and how the inner minimisation went.
+        The predicted sets, and means over the images: ``loss`` (of training, in this model's own
+        units) and how the inner minimisation went.
     """
     run = _scorer(predictor, inner_steps)
-    number, chunk = len(images), min(len(images), predictor.config.batch_size)
-    predicted, totals = [], {}
-    for first in range(0, number, chunk):
-        # The last chunk is filled up, so that one program serves all; what is too much is cut.
-        index = np.minimum(np.arange(first, first + chunk), number - 1)
+
+    def of_batch(index):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-        sets, values = run(variables, images[index], objects[index], keys)
-        kept = min(chunk, number - first)
-        predicted.append(np.asarray(sets)[:kept])
-        for name, value in values.items():
-            totals[name] = totals.get(name, 0.0) + float(np.asarray(value, np.float64)[:kept].sum())
-    return np.concatenate(predicted), {name: total / number for name, total in totals.items()}
+        return run(variables, images[index], objects[index], keys)
+
+    batch_size = predictor.config.batch_size
+    predicted, scores = over_split(of_batch, len(images), batch_size=batch_size)
+    return predicted, means(scores)
 
 
 def score(
@@ -117,7 +111,7 @@ def draw_figures(
     }
     plots.save(clevr_plots.precision_recall_curves(curves), folder / "precision_recall.png")
     plots.save(_error_figure({config.model: prediction}, objects), folder / "errors.png")
-    if config.model not in ENERGY_MODELS:
+    if config.steps_at_evaluation is None:
         return
     steps = sorted({*_STEPS_TRIED, config.steps_at_evaluation})
     by_steps = {}

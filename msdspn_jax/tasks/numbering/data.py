@@ -85,6 +85,15 @@ def draw_batch(
     )
 
 
+# Validation and test sets do not depend on the seed of a run: all runs are judged by the same.
+_SPLIT_SEEDS = {"val": 20211, "test": 20212}
+
+
+def split_keys(split: str, indices: Int[Array, " batch"]) -> Key[Array, " batch"]:
+    """The keys of samples of the validation ("val") or test split."""
+    return fold_in_each(jax.random.key(_SPLIT_SEEDS[split]), indices)
+
+
 def fold_in_each(key: Key[Array, ""], numbers: Int[Array, " batch"]) -> Key[Array, " batch"]:
     """One key a number: sample i of the data set that `key` stands for."""
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
@@ -93,8 +102,9 @@ def fold_in_each(key: Key[Array, ""], numbers: Int[Array, " batch"]) -> Key[Arra
 def check_sizes(*, n: int, num_classes: int, classes_per_set: int | None) -> None:
     """Refuse sizes that no multiset has."""
     if n < 1 or num_classes < 1:
-        raise ValueError(f"n and num_classes must be at least 1, got {n} and {num_classes}")
+        raise ValueError(f"n, num_classes: expected integers >= 1, got {n} and {num_classes}")
     if classes_per_set is not None and not 1 <= classes_per_set <= num_classes:
         raise ValueError(
-            f"classes_per_set must lie in 1 … num_classes = {num_classes}, got {classes_per_set}"
+            f"classes_per_set: expected an integer in 1 … num_classes = {num_classes},"
+            f" got {classes_per_set}"
         )

@@ -12,14 +12,19 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from msdspn_jax._files import write_text
 from msdspn_jax.errors import UserError
-from msdspn_jax.tasks.numbering.task import (
+from msdspn_jax.tasks.numbering.config import Config
+from msdspn_jax.tasks.numbering.equivariance import (
     PUBLISHED_EQUIVARIANCE,
     PUBLISHED_READING,
-    Config,
-    build_model,
     model_equivariance,
 )
+from msdspn_jax.tasks.numbering.model import build_model
+from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.training.config import as_flags
+from msdspn_jax.training.run_folder import finished_runs
+from msdspn_jax.training.state import run_keys
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, at n = 64 with 4 classes,
 #: by size of the training set (paper, table 1).
@@ -44,7 +49,7 @@ NAMES = {
 }
 
 # What may differ between the runs of one table, or does not bear on what is measured.
-_WITHIN_TABLE = {"seed", "replicates", "model", "train_size", "augment", "evaluate_every"}
+_WITHIN_TABLE = {"seed", "replicates", "model", "train_size", "fresh", "augment"}
 _WITHIN_TABLE |= {"skip_bad_steps", "max_inner_energy"}
 
 SCORES_FILE = "numbering_scores.json"
@@ -85,15 +90,13 @@ class Cell(NamedTuple):
         return f"{self.mean:.1f}±{self.std:.1f}" if self.seeds > 1 else f"{self.mean:.1f}"
 
 
-def report(argv: list[str]) -> int:
+def report(argv: list[str], runs: Runs) -> int:
     """Collect the runs, write tables and figure; returns the exit code."""
     import tyro
 
-    from msdspn_jax.training.run_folder import finished_runs
-
     options = tyro.cli(Options, prog="msdspn report numbering", args=argv)
     folders = finished_runs(options.runs, "numbering")
-    scores = [score_run(folder, options.split) for folder in folders]
+    scores = [score_run(folder, options.split, runs) for folder in folders]
     if not scores:
         raise UserError(
             f"no finished run of numbering below {options.runs}; train one with"
@@ -113,7 +116,7 @@ def report(argv: list[str]) -> int:
         plots.save(accuracy_figure(table(members)), options.output / name)
     print(text)
     if options.equivariance:
-        text = equivariance_table(scores)
+        text = equivariance_table(scores, runs)
         _write(options.output / "equivariance.md", text)
         print(text)
     print(f"\nwritten to {options.output}")
@@ -123,15 +126,12 @@ def report(argv: list[str]) -> int:
 # --- reading runs ---
 
 
-def score_run(folder: Path, split: str) -> Scores:
+def score_run(folder: Path, split: str, runs: Runs) -> Scores:
     """Score the best checkpoint of a run on a split, or read the scores kept from the last time."""
-    from msdspn_jax.trained.run import load_run, read_config
-    from msdspn_jax.training.state import run_keys
-
     kept = folder / SCORES_FILE
     every = json.loads(kept.read_text()) if kept.exists() else {}
     if split not in every:
-        run = load_run(folder)
+        run = runs.load_run(folder)
         values: dict[str, list[float]] = defaultdict(list)
         for replicate, variables in enumerate(run.variables):
             key = run_keys(run.config.seed + replicate).evaluation
@@ -139,7 +139,7 @@ def score_run(folder: Path, split: str) -> Scores:
                 values[name].append(float(value))
         every[split] = {"step": run.step, "values": values}
         _write(kept, json.dumps(every, indent=1) + "\n")
-    _, config = read_config(folder)
+    _, config = runs.read_config(folder)
     assert isinstance(config, Config)
     return Scores(folder, config, every[split]["step"], every[split]["values"])
 
@@ -147,16 +147,22 @@ def score_run(folder: Path, split: str) -> Scores:
 def group_by_settings(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
     """Runs that belong in one table, by what their settings share, said in words."""
     groups: dict[str, list[Scores]] = defaultdict(list)
-    defaults = Config().numerical()
     for score in scores:
+        published = _settings(Config(model=score.config.model))
         differs = {
             name: value
-            for name, value in score.config.numerical().items()
-            if name not in _WITHIN_TABLE and value != defaults.get(name)
+            for name, value in _settings(score.config).items()
+            if name not in _WITHIN_TABLE and value != published[name]
         }
         words = ", ".join(f"{name} {value}" for name, value in sorted(differs.items()))
         groups[words or "published settings"].append(score)
     return dict(groups)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What determines the numbers, by field; those of groups as "inner.num_steps"."""
+    flags = as_flags(config.resolved().numerical())
+    return {flag[2:].replace("-", "_"): value for flag, value in flags.items()}
 
 
 # --- the table ---
@@ -171,7 +177,7 @@ def table(scores: Sequence[Scores]) -> dict[tuple[str, bool], dict[int, Cell]]:
         row = seeds[score.config.model, score.config.augment]
         for replicate, value in enumerate(score.values["macro_accuracy"]):
             # The same seed trained twice counts once.
-            row[score.config.train_size or 0][score.config.seed + replicate] = 100 * value
+            row[_train_size(score.config)][score.config.seed + replicate] = 100 * value
     return {
         row: {size: _cell(list(by_seed.values())) for size, by_seed in sizes.items()}
         for row, sizes in sorted(seeds.items(), key=lambda item: _order(item[0]))
@@ -223,15 +229,13 @@ def accuracy_figure(rows: Mapping[tuple[str, bool], Mapping[int, Cell]]):
 # --- which equivariance ---
 
 
-def equivariance_table(scores: Sequence[Scores], *, seed: int = 0) -> str:
+def equivariance_table(scores: Sequence[Scores], runs: Runs, *, seed: int = 0) -> str:
     """Computed check marks of every model, fresh and trained, beside the published.
 
     Trained parameters are those of the first run found of a model; its settings are used for the
     fresh one as well. For models that draw noise, both readings are computed (see
     `msdspn_jax.equivariance`).
     """
-    from msdspn_jax.trained.run import load_run
-
     head = ["model", "randomness belongs to", "parameters", "set-eq.", "multiset-eq."]
     head += ["worst violation (set, multiset) / tolerance", "published (set, multiset)"]
     lines = [head, ["---"] * len(head)]
@@ -241,7 +245,7 @@ def equivariance_table(scores: Sequence[Scores], *, seed: int = 0) -> str:
         config = found[0].config if found else Config(model=model)  # pyright: ignore[reportArgumentType]
         variants = {"fresh": build_model(config).init(jax.random.key(seed))}
         if found:
-            variants["trained"] = load_run(found[0].folder).variables[0]["params"]
+            variants["trained"] = runs.load_run(found[0].folder).variables[0]["params"]
         stochastic = model in PUBLISHED_READING
         for reading in ("model", "elements") if stochastic else ("model",):
             quoted = not stochastic or reading == PUBLISHED_READING[model]
@@ -277,7 +281,8 @@ def _section(settings: str, scores: Sequence[Scores], split: str) -> str:
 def _records(scores: Sequence[Scores]) -> list[dict[str, Any]]:
     return [
         {"run": score.folder.name, "best_step": score.step}
-        | {name: getattr(score.config, name) for name in ("model", "train_size", "augment", "seed")}
+        | {name: getattr(score.config, name) for name in ("model", "augment", "seed")}
+        | {"train_size": _train_size(score.config)}
         | score.values
         for score in scores
     ]
@@ -296,6 +301,11 @@ def _name(model: str, augmented: bool) -> str:
     return NAMES[model] + (", permuted samples" if augmented else "")
 
 
+def _train_size(config: Config) -> int:
+    """Samples in the training set; 0: fresh ones at every step."""
+    return 0 if config.fresh else config.train_size
+
+
 def _size(size: int) -> str:
     return f"{size}" if size else "fresh"
 
@@ -305,6 +315,4 @@ def _mark(held: bool) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from msdspn_jax._files import write_text
-
     write_text(path, text if text.endswith("\n") else text + "\n")
