@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-slow lint typecheck clean
+.PHONY: demo test test-slow lint typecheck docs clean
 
 # The demo needs the command line's extra, everything else the developers'.
 $(VENV)/.app: pyproject.toml requirements.lock
@@ -31,6 +31,11 @@ lint: $(VENV)/.dev
 
 typecheck: $(VENV)/.dev
 	$(BIN)/pyright
+
+# The site, into site/; a warning is an error.
+docs: $(VENV)/.app
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[app,docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)
