@@ -495,7 +495,7 @@ def _exact_of(method: str = "auto") -> Exact:
 
 def _unrolled_of(rematerialise: str = "") -> Unrolled:
     if rematerialise not in ("", "remat"):
-        raise ValueError(f"expected 'remat', got {rematerialise!r}")
+        raise ValueError(f"rematerialise: expected 'remat', got {rematerialise!r}")
     return unrolled(rematerialise=bool(rematerialise))
 
 

@@ -397,7 +397,8 @@ def _refuse_renamed(arguments: dict[str, Any]) -> None:
         raise TypeError("gradient: expected the argument adjoint, its name since version 0.2, got "
                         f"gradient={arguments['gradient']!r}")  # fmt: skip
     if arguments:
-        raise TypeError(f"minimise() got an unexpected keyword argument {next(iter(arguments))!r}")
+        name, value = next(iter(arguments.items()))
+        raise TypeError(f"{name}: expected an argument of minimise(), got {name}={value!r}")
 
 
 def _check_arguments(
