@@ -112,18 +112,25 @@ class SetDecoder(nn.Module):
         given = {name: value for name, value in options.items() if value is not None}
         return minimise(energy, params, context, start, **(settings | given))
 
-    def energy(self, variables: Any, latent_dim: int) -> tuple[Energy, Any]:
+    def energy(self, variables: Any) -> tuple[Energy, Any]:
         """The energy that the decoder minimises, and its parameters within ``variables``.
 
         For `minimise` and `suggest_step_size` on a trained model. The energy's context is a
         `Context` of latents, initial sets (with a proximity) and inputs (if conditioned).
 
         Args:
-            variables: of this module.
-            latent_dim: width of z.
+            variables: of this module, or of the `SetPredictor` that it belongs to.
+
+        Example:
+            >>> decoder = SetDecoder(4, 2, 8)
+            >>> variables = decoder.init(jax.random.key(0), jnp.ones((1, 6)))
+            >>> energy, params = decoder.energy(variables)
+            >>> energy(params, sets := jnp.zeros((1, 4, 2)), Context(jnp.ones((1, 6)), sets)).shape
+            (1,)
         """
-        params = variables.get("params", variables)["energy_encoder"]
-        return self._energy(self._encoder(latent_dim)), params
+        params = variables.get("params", variables)
+        params = params.get("decoder", params)["energy_encoder"]
+        return self._energy(self._encoder(params["output"]["bias"].shape[-1])), params
 
     def _encoder(self, latent_dim: int) -> SetEncoder:
         pool = self.inner.or_else(DEFAULTS).pool

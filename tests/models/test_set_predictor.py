@@ -81,3 +81,15 @@ def test_errors():
         model.apply(params, SETS, initial_sets=jnp.ones((3, 4, 3)))
     with pytest.raises(ValueError, match="initial_set: expected one of"):
         ms.set_autoencoder(**SMALL, initial_set="zeros").init(KEY, SETS)
+
+
+def test_a_decoder_hands_out_its_energy():
+    model = ms.set_autoencoder(**SMALL, inner=THREE)
+    variables = model.init(KEY, SETS)
+    latent = model.apply(variables, SETS, method=lambda module, x: module.encoder(x))
+    energy, params = model.decoder.energy(variables)
+    start = jnp.broadcast_to(variables["params"]["decoder"]["initial_set"], SETS.shape)
+    context = ms.Context(latent, start)
+    minimum = ms.minimise(energy, params, context, start, num_steps=3)
+    chex.assert_trees_all_close(minimum.sets, model.apply(variables, SETS).sets, atol=1e-6)
+    assert ms.suggest_step_size(energy, params, context, SETS, key=KEY).step_size > 0
