@@ -6,6 +6,7 @@ your own.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 from dataclasses import dataclass
@@ -319,40 +320,41 @@ def minimise(
         raise ValueError(
             "num_steps: expected a Python integer because return_trajectory=True, got an array"
         )
-    settings = (optimizer, projection, max_grad_norm, tolerance, return_trajectory, adjoint)
+    if not _check.is_traced(num_steps):
+        num_steps = int(num_steps)
     initial_sets, context = jax.tree.map(jnp.asarray, (initial_sets, context))
-    explicit, params = _closed_over(energy, params, context, initial_sets)
-    arguments = (num_steps, params, context, initial_sets)
-    traced = any(map(_check.is_traced, jax.tree.leaves(arguments)))
-    if traced or explicit is not energy or not _hashable((energy, settings)):
-        return _minimise(explicit, settings, *arguments)
-    # Outside of any transformation: one compiled program, found again for equal settings.
-    return _minimise_compiled(energy, settings, *arguments)
+    descent = Descent(
+        energy, num_steps, optimizer, projection, max_grad_norm, tolerance, return_trajectory
+    )
+    explicit, all_params = _closed_over(energy, params, context, initial_sets)
+    traced = any(map(_check.is_traced, jax.tree.leaves((num_steps, params, context, initial_sets))))
+    if not traced and explicit is energy and _hashable((descent, adjoint)):
+        # Outside of any transformation: one compiled program, found again for equal settings.
+        return _minimise_compiled(descent, adjoint, params, context, initial_sets)
+    descent = dataclasses.replace(descent, energy=explicit)
+    return _minimise(descent, adjoint, all_params, context, initial_sets)
 
 
-def _minimise(energy, settings, num_steps, params, context, initial_sets) -> Minimum:
-    *settings, adjoint = settings
-    descent = Descent(energy, num_steps, *settings)
-    state = adjoint.wrap(descent)(params, context, initial_sets)
+def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets) -> Minimum:
+    end = adjoint.wrap(descent)(params, context, initial_sets)
 
-    params, context, sets = lax.stop_gradient((params, context, state.sets))
-    energies, grads = descent.fixed_point.energies_and_gradient(params, context, sets)
+    # What is for watching: at the last iterate, without derivative.
+    params, context, sets = lax.stop_gradient((params, context, end.sets))
+    energy, grads = descent.fixed_point.energies_and_gradient(params, context, sets)
     norm = descent.residual_norm(sets, grads)
-    status = jnp.full_like(state.num_steps, Status.OUT_OF_STEPS)
+    status = jnp.full_like(end.num_steps, Status.OUT_OF_STEPS)
     if descent.tolerance is not None:
         status = jnp.where(norm <= descent.tolerance, Status.CONVERGED, status)
-    finite = jnp.isfinite(energies) & jnp.isfinite(norm)
+    finite = jnp.isfinite(energy) & jnp.isfinite(norm)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
-    trajectory = state.trajectory
+    trajectory = end.trajectory
     if trajectory is not None:
-        last = (sets, energies, norm)
-        trajectory = Trajectory(
-            *(kept.at[-1].set(x) for kept, x in zip(trajectory, last, strict=True))
-        )
-    return Minimum(state.sets, energies, norm, state.num_steps, status, trajectory)
+        rows = zip(trajectory, (sets, energy, norm), strict=True)
+        trajectory = Trajectory(*(kept.at[-1].set(x) for kept, x in rows))
+    return Minimum(end.sets, energy, norm, end.num_steps, status, trajectory)
 
 
-_minimise_compiled = jax.jit(_minimise, static_argnames=("energy", "settings", "num_steps"))
+_minimise_compiled = jax.jit(_minimise, static_argnames=("descent", "adjoint"))
 
 
 def _hashable(value: Any) -> bool:

@@ -80,9 +80,7 @@ def _in_words(make: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def parse(
-    config_type: type[Config], argv: list[str], *, prog: str, default: Config | None = None
-) -> Config:
+def parse(config_type: type[Config], argv: list[str], *, prog: str, default: Any = None) -> Config:
     """The configuration that ``argv`` asks for.
 
     Shows help, or which flag there is not, and exits where there is reason to.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -86,7 +87,7 @@ def build(config: Config) -> Task:
         loss=config.loss,
         sample=sample,
         data=lambda: sets_of("train"),
-        sets_at=lambda key, split, indices: sets_of(split)[np.asarray(indices)],
+        sets_at=lambda key, split, indices: jnp.asarray(sets_of(split))[indices],
         split_sizes={"val": SPLITS["val"], "test": SPLITS["test"]},
         draw=draw,
         describe=dict(SPLITS),

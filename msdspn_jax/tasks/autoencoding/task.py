@@ -73,7 +73,7 @@ def autoencoding_task(
     def evaluate(variables, split, key):
         _check.require_choice("split", split, split_sizes)
         scores = over_split(
-            lambda indices: score(variables, sets_at(key, split, indices)),
+            lambda index: score(variables, sets_at(key, split, jnp.asarray(index))),
             split_sizes[split],
             batch_size=config.batch_size,
         )

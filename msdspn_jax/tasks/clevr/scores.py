@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
@@ -51,7 +52,7 @@ def predict_all(
     run = _scorer(predictor, inner_steps)
 
     def of_batch(index):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
         return run(variables, images[index], objects[index], keys)
 
     batch_size = predictor.config.batch_size

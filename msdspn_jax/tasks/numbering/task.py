@@ -54,14 +54,12 @@ def build(config: Config) -> Task:
 
     def evaluate(variables, split, key):
         _check.require_choice("split", split, split_sizes)
-        scores = over_split(
-            lambda index: score(
-                variables["params"], split_keys(split, index), fold_in_each(key, index)
-            ),
-            split_sizes[split],
-            batch_size=8 * config.batch_size,
-        )
-        return means(scores)
+
+        def scores_of(index):
+            index = jnp.asarray(index)
+            return score(variables["params"], split_keys(split, index), fold_in_each(key, index))
+
+        return means(over_split(scores_of, split_sizes[split], batch_size=8 * config.batch_size))
 
     def figures(variables, folder):
         draw_predictions(config, variables["params"], Path(folder) / "numbering.png")
