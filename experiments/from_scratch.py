@@ -2,9 +2,10 @@
 
     python experiments/from_scratch.py        # autoencodes sets of four points for some seconds
 
-Zhang et al., "Multiset-Equivariant Set Prediction with Approximate Implicit Differentiation",
-ICLR 2022. The names are those of the paper; `tests/test_from_scratch.py` checks that the package
-computes the same.
+The paper: Zhang et al., "Multiset-Equivariant Set Prediction with Approximate Implicit
+Differentiation", ICLR 2022. Sections below are those of the paper. Every function before `init` is
+for one set: Y [n, d] is the set, z its encoding, θ the parameters of an encoder. The package calls
+`F` T. `tests/test_from_scratch.py` checks that the package computes the same.
 """
 
 import jax
@@ -24,17 +25,20 @@ def g(Y, θ):
 
 
 def E(Y, z, θ):
-    """The energy of a set: how far its encoding is from z, and the set from Y0 (section 3)."""
+    """The energy of a set: how far its encoding is from z, and the set from Y0 (section 3).
+
+    Y0 is the learned initial set; 0.1 weighs the pull towards it.
+    """
     return 0.5 * jnp.mean((g(Y, θ) - z) ** 2) + 0.1 * 0.5 * jnp.mean((Y - θ["Y0"]) ** 2)
 
 
 def F(Y, z, θ):
-    """One step of gradient descent: a minimum is its fixed point."""
+    """One plain step of gradient descent. It leaves a minimum where it is."""
     return Y - jax.grad(E)(Y, z, θ)
 
 
 def descend(z, θ, steps, momentum):
-    """Nesterov's gradient descent on the energy; the last two iterates."""
+    """Nesterov's gradient descent on the energy. Returns the last two iterates."""
     Y = Y_before = θ["Y0"]
     velocity = jnp.zeros_like(Y)
     for _ in range(steps):
@@ -51,13 +55,13 @@ def decode(z, θ):
 
 
 def forward(z, θ):
-    """Keep what the derivative needs: where the last gradient was evaluated, not the path there."""
+    """Decode, and keep what the derivative needs: where the last gradient was evaluated."""
     Y, Y_before = descend(z, θ, steps=10, momentum=0.9)
     return Y, (Y_before, z, θ)
 
 
 def backward(residuals, v):
-    """The implicit function theorem with the identity for the Hessian: (∂F/∂(z, θ))ᵀ v."""
+    """The implicit function theorem, the Hessian taken for the identity: (∂F/∂(z, θ))ᵀ v."""
     Y, z, θ = residuals
     return jax.vjp(lambda z, θ: F(Y, z, θ), z, θ)[1](v)
 

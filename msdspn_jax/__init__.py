@@ -1,23 +1,26 @@
 """msdspn_jax: multiset-equivariant set prediction with approximate implicit differentiation.
 
-The library of "Multiset-Equivariant Set Prediction with Approximate Implicit Differentiation"
-(Zhang, Zhang, Lacoste-Julien, Burghouts and Snoek, ICLR 2022, arXiv 2111.12193), as pure functions:
+The method of "Multiset-Equivariant Set Prediction with Approximate Implicit Differentiation"
+(Zhang, Zhang, Lacoste-Julien, Burghouts and Snoek, ICLR 2022, arXiv 2111.12193; "the paper" in what
+follows), as pure functions:
 
     encoder = ms.SetEncoder(hidden_dim=512, latent_dim=512, set_size=10)
     energy = ms.latent_energy(encoder.apply, proximity=0.1)
     minimum = ms.minimise(energy, params, context, initial_sets, num_steps=20)
 
-The method in four equations, and where each is written (the numbers are ours; paper, section 3):
+The method in four equations (paper, section 3; the numbering is ours), and where each is written. A
+dot marks a tangent: Ẏ is the derivative of Y along a change θ̇ of the parameters.
 
     (1)  E(Y; z, θ) = ½ mean (g(Y; θ) − z)²             the energy of a set: `latent_energy`; g
                                                         sorts every feature: `fspool`
-    (2)  Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ))      a step, and what a minimum solves: `Descent`
-    (3)  Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇                      its derivative: `exact`, and nearly so
+    (2)  Y = T(Y; z, θ) = proj(Y − ∇_Y E(Y; z, θ))      a minimum is where a step moves nothing:
+                                                        `Descent`
+    (3)  Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇                      its derivative: `exact`; approximately
                                                         `neumann`, `conjugate_gradient`
     (4)  Ẏ ≈ ∂T/∂θ θ̇                                    the paper's approximation: `identity`
 
-Everything here needs jax, flax, optax and numpy alone. Data, training, plots and the command line
-live in submodules of their own, imported by name.
+What is imported here needs jax, flax, optax, jaxopt, numpy, scipy and jaxtyping. Data, training,
+plots and the command line are in submodules, to be imported by name; they need the extra ``app``.
 """
 
 from importlib import metadata as _metadata

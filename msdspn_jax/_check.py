@@ -31,7 +31,7 @@ def require_nonempty(name: str, array: Any, axes: str) -> None:
     """Refuse an array with an axis of length zero."""
     shape = jnp.shape(array)
     if 0 in shape:
-        raise ValueError(f"{name}: every axis of [{axes}] must have length > 0, got shape {shape}")
+        raise ValueError(f"{name}: expected every axis of [{axes}] > 0, got shape {shape}")
 
 
 def require_shape(name: str, array: Any, expected: tuple[int, ...], axes: str) -> None:

@@ -50,7 +50,8 @@ def as_user_error(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: expected a place that can be written, got {reason}") from error
 
 
 def _sync_folder(folder: Path) -> None:

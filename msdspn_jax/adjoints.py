@@ -9,8 +9,9 @@ implicit function theorem gives the derivative of the minimum (paper, section 3)
 
     Ẏ = (I − ∂T/∂Y)⁻¹ ∂T/∂θ θ̇,   transposed   θ̄ = (∂T/∂θ)ᵀ (I − ∂T/∂Y)⁻ᵀ v,         equation (3)
 
-and likewise for z and whatever else the energy depends on. The adjoints differ in what they put in
-place of the inverse, and so in cost (P = 1 for the unconstrained problem):
+and likewise for z and whatever else the energy depends on. A dot marks a tangent, a bar a
+cotangent; v is the cotangent of Y. The adjoints differ in what they put in place of the inverse,
+and so in cost (P = 1 for the unconstrained problem):
 
     ==========================  =======================  ==================  =====================
     value                       (I − ∂T/∂Y)⁻¹ b          products with H     memory
@@ -18,7 +19,7 @@ place of the inverse, and so in cost (P = 1 for the unconstrained problem):
     identity()                  b                        0                   one step
     neumann(k)                  Σ_{i≤k} (∂T/∂Y)ⁱ b       k                   one step
     conjugate_gradient(k, δ)    (H + δI)⁻¹ b, k steps    k                   one step
-    exact()                     solved densely           n · d               (n · d)² per set
+    exact()                     solved, dense by default n · d               (n · d)² per set
     unrolled()                  none: the steps          2 passes per step   grows with the steps
     ==========================  =======================  ==================  =====================
 
@@ -26,7 +27,7 @@ place of the inverse, and so in cost (P = 1 for the unconstrained problem):
 truncating the Neumann series after its first term.
 
 The rule is written once, as the linear map θ̇ ↦ Ẏ of forward mode; JAX transposes it for reverse
-mode. It calls the minimum that it differentiates, so derivatives of derivatives are right as well.
+mode. The rule calls the minimum that it differentiates, so it can be differentiated again.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class FixedPoint(NamedTuple):
     ) -> tuple[Float[Array, " batch"], Sets]:
         """E and ∇_Y E, for every set of the batch.
 
-        The energies are summed before differentiating. Sets do not interact, so this is the
-        gradient of each; and it keeps the batch inside the matrix products of the derivatives.
+        The energies are summed before differentiating. Sets do not interact, so this gives the
+        gradient of each, and the derivatives keep matrix products over the whole batch.
         """
 
         def total_energy(sets):
@@ -122,13 +123,13 @@ class Minimisation(Protocol):
         ...
 
     def run(self, params: Params, context: Any, state: Any, num_steps: Any = None) -> Any:
-        """All steps, or so many, as fast as can be; no reverse derivative."""
+        """All steps, or `num_steps` of them, as fast as possible; has no reverse derivative."""
         ...
 
     def run_differentiably(
         self, params: Params, context: Any, state: Any, *, rematerialise: bool = False
     ) -> Any:
-        """All steps, as a scan."""
+        """All steps, as a scan, which has a reverse derivative."""
         ...
 
 
@@ -136,8 +137,8 @@ class Minimisation(Protocol):
 class Adjoint(Protocol):
     """How a minimum is differentiated. Anything with this one method is an adjoint.
 
-    Make it a frozen dataclass, so that equal ones are equal: compiled programs are found again by
-    value.
+    Make it a frozen dataclass, so that adjoints with equal settings are equal. `minimise` then uses
+    a program again that it compiled for an equal one.
     """
 
     def wrap(self, descent: Minimisation) -> Solve:
@@ -157,7 +158,7 @@ class Linearised(NamedTuple):
     """w ↦ P w, the derivative of the projection at Y − ∇_Y E."""
 
     def residual(self, w: Sets) -> Sets:
-        """W ↦ (I − ∂T/∂Y) w."""
+        """(I − ∂T/∂Y) w."""
         return w - self.project(w - self.hessian(w))
 
 
@@ -165,14 +166,14 @@ class Linearised(NamedTuple):
 class Implicit:
     """Base of the adjoints that differentiate *at* the minimum.
 
-    A subclass says how (I − ∂T/∂Y) u = b is solved; this class does the rest. The derivative is
-    taken at the point where the last gradient was evaluated, the iterate before the last step, as
-    in the authors' code; momentum, clipping and the step size have no part in it, and the initial
-    sets get a derivative of zero: a minimum does not depend on where the descent began.
+    A subclass says how (I − ∂T/∂Y) u = b is solved; this class does the rest. As in the authors'
+    code, the derivative is taken at the iterate before the last step, where the last gradient was
+    evaluated. Momentum, clipping and the step size do not enter it. The initial sets get a
+    derivative of zero: a minimum does not depend on where the descent started.
     """
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """U ≈ (I − ∂T/∂Y)⁻¹ b, linear in b."""
+        """Return u ≈ (I − ∂T/∂Y)⁻¹ b; linear in b."""
         raise NotImplementedError
 
     def wrap(self, descent: Minimisation) -> Solve:
@@ -183,7 +184,7 @@ class Implicit:
         def minimum(params, context, initial_sets, num_steps):
             start = descent.init(params, context, fixed_point.project(initial_sets))
             state = descent.run(params, context, start, num_steps)
-            # As a float: integers have tangents of a type that shard_map cannot mark as varying.
+            # As a float: shard_map cannot mark the tangents of integers as varying over devices.
             steps = state.num_steps.astype(jnp.float32)
             return End(state.sets, state.evaluated, steps, state.trajectory)
 
@@ -203,7 +204,7 @@ class Implicit:
             return end, nothing._replace(sets=tangent, evaluated=tangent)
 
         def solve(params, context, initial_sets):
-            # What is traced must be an argument: a custom derivative may not close over it.
+            # A traced number is passed as an argument: a custom derivative may not close over it.
             traced = descent.num_steps if isinstance(descent.num_steps, jax.Array) else None
             end = minimum(params, context, initial_sets, traced)
             return end._replace(num_steps=end.num_steps.astype(jnp.int32))
@@ -235,7 +236,7 @@ class Neumann(Implicit):
             raise ValueError(f"num_terms: expected an integer >= 0, got {self.num_terms!r}")
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """U = Σ_{i≤k} (∂T/∂Y)ⁱ b, by Horner's rule: u ← b + (∂T/∂Y) u."""
+        """Return u = Σ_{i≤k} (∂T/∂Y)ⁱ b, by Horner's rule: u ← b + (∂T/∂Y) u."""
 
         def horner(_, u):
             return b + (u - linearised.residual(u))
@@ -261,7 +262,7 @@ class ConjugateGradient(Implicit):
             raise ValueError(f"damping: expected a number >= 0, got {self.damping!r}")
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """(P H P + δ I) u = P b: what is left of the system on the range of P."""
+        """Solve (P H P + δ I) u = P b: the system restricted to the range of P."""
         hessian, project = linearised
 
         def operator(u):
@@ -288,7 +289,7 @@ class Exact(Implicit):
         _check.require_choice("method", self.method, ("auto", "dense", "cg"))
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """(I − ∂T/∂Y) u = b, solved."""
+        """Solve (I − ∂T/∂Y) u = b."""
         small = b.shape[1] * b.shape[2] <= 1024
         dense = self.method == "dense" or (self.method == "auto" and small)
         return _solve(linearised.residual, b, _dense_solve if dense else _normal_cg)
@@ -321,13 +322,14 @@ class Unrolled:
 
 
 def identity() -> Identity:
-    """The paper's rule: H is taken for the identity, equation (4) (section 3).
+    """The paper's rule: H is replaced by the identity, equation (4) (section 3).
 
-    One mixed second derivative, no products with H, constant memory. The direction is biased where
-    the curvature of the energy is uneven. What it is good for: training, by default.
+    The default for training. It costs one mixed second derivative and no products with H, in
+    constant memory. Its direction is biased where the curvature of the energy differs between
+    directions.
 
-    Its derivative is taken by the same rule again: a second derivative is that of
-    ∂T/∂θ at the minimum, with the minimum moving as the rule says.
+    A second derivative applies the rule again: it is that of ∂T/∂θ at the minimum, where the
+    minimum moves as the rule says.
 
     Example:
         >>> identity() == identity()
@@ -337,10 +339,11 @@ def identity() -> Identity:
 
 
 def neumann(num_terms: int) -> Neumann:
-    """(I − ∂T/∂Y)⁻¹ ≈ Σ_{i=0}^{num_terms} (∂T/∂Y)ⁱ; no further term than the first is `identity`.
+    """(I − ∂T/∂Y)⁻¹ ≈ Σ_{i=0}^{num_terms} (∂T/∂Y)ⁱ, a truncated Neumann series.
 
-    Converges to the exact inverse where the step T contracts, that is where all eigenvalues of H
-    lie in (0, 2); diverges elsewhere. One product with H for every further term.
+    It converges to the exact inverse where the step T contracts, that is where all eigenvalues of H
+    lie in (0, 2). Elsewhere it diverges. Every term after the first costs one product with H.
+    ``neumann(0)`` is the rule of `identity`.
 
     Args:
         num_terms: number of terms after the first, an integer ≥ 0.
@@ -355,10 +358,10 @@ def neumann(num_terms: int) -> Neumann:
 def conjugate_gradient(max_steps: int = 10, *, damping: float = 0.0) -> ConjugateGradient:
     """(I − ∂T/∂Y)⁻¹ ≈ (H + damping · I)⁻¹, on the tangent space of the projection.
 
-    Every set of the batch has its own system and its own step lengths. One product with H a step.
-    At a minimum H is positive semidefinite; before convergence it need not be, so a set stops where
-    a direction of non-positive curvature is met, keeping what it has (the paper's rule at the first
-    step), and `damping` makes that rarer.
+    Every set of the batch has its own system and its own step lengths. A step costs one product
+    with H. At a minimum H is positive semidefinite; before convergence it need not be. Where a set
+    meets a direction of non-positive curvature, it stops and keeps its solution so far; at the
+    first step that is the paper's rule. `damping` makes this rarer.
 
     Args:
         max_steps: upper bound on the steps, ≥ 1; n · d of them solve the system exactly.
@@ -372,12 +375,13 @@ def conjugate_gradient(max_steps: int = 10, *, damping: float = 0.0) -> Conjugat
 
 
 def exact(*, method: str = "auto") -> Exact:
-    """The implicit function theorem without approximation: the oracle, not for training.
+    """The implicit function theorem without approximation: to check the others, not to train.
 
     Args:
-        method: "dense" builds I − ∂T/∂Y, n · d products with H and (n · d)² numbers a set, and
-            factorises it; "cg" solves its normal equations to a tight tolerance with little memory
-            (by jaxopt); "auto" is dense up to n · d = 1024. 16-bit sets are solved in float32.
+        method: "dense" builds the matrix I − ∂T/∂Y, which takes n · d products with H and (n · d)²
+            numbers a set, and factorises it. "cg" solves its normal equations to a tight tolerance
+            in little memory (by jaxopt). "auto" is dense up to n · d = 1024, else "cg". The dense
+            way solves for 16-bit sets in float32.
 
     A singular system (an energy with flat directions, for instance two elements that the encoder
     cannot tell apart and no proximity term) has no implicit derivative; the result is not finite.
@@ -392,13 +396,14 @@ def exact(*, method: str = "auto") -> Exact:
 def unrolled(*, rematerialise: bool = False) -> Unrolled:
     """Differentiate through every inner step, as DSPN does (arXiv 1906.06565).
 
-    The exact derivative of the iteration as it was run, the pull on the starting point included.
-    Memory grows linearly with the steps. Following the authors' DSPN, the initial set is not
+    This is the exact derivative of the iteration as it was run, with a gradient for the initial
+    sets. Memory grows linearly with the steps. As in the authors' DSPN, the initial set is not
     projected before the first step.
 
     Args:
-        rematerialise: keep only the iterates and compute the inside of every step again in the
-            backward pass: far less memory a step for about a third more time.
+        rematerialise: keep only the iterates, and compute everything else of a step again in the
+            backward pass. Far less memory a step; one more evaluation of it, where forward and
+            backward cost about three: about a third more time.
 
     Example:
         >>> str(unrolled(rematerialise=True))
@@ -447,7 +452,7 @@ def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
 
     start = (jnp.zeros_like(b), b, b, squared, squared > 0)
     u = lax.fori_loop(0, max_steps, step, vary_like(start, b))[0]
-    # Without one positive curvature there is nothing to go by but the paper's rule.
+    # Where no direction had positive curvature, the paper's rule.
     return jnp.where(_dot(u, u) > 0, u, b)
 
 
@@ -495,7 +500,7 @@ def _exact_of(method: str = "auto") -> Exact:
 
 def _unrolled_of(rematerialise: str = "") -> Unrolled:
     if rematerialise not in ("", "remat"):
-        raise ValueError(f"expected 'remat', got {rematerialise!r}")
+        raise ValueError(f"rematerialise: expected 'remat', got {rematerialise!r}")
     return unrolled(rematerialise=bool(rematerialise))
 
 

@@ -1,7 +1,7 @@
 """The inner minimisation: from an energy and a start to the set that minimises it.
 
-`Descent` is one step of it, public, for loops of your own; `minimise` is the loop, with a
-derivative.
+`minimise` is the whole loop, and can be differentiated. `Descent` has its single step, for loops of
+your own.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from msdspn_jax.energy import Energy, Params
 def nesterov(step_size: float = 1.0, momentum: float = 0.9) -> optax.GradientTransformation:
     """Gradient descent, with Nesterov momentum where that is not zero: the paper's inner optimiser.
 
-    As ``optax.sgd``; equal arguments give the same object, so that compiled programs are found
-    again.
+    This is ``optax.sgd``, but equal arguments give the same object. So a program that was compiled
+    for it is not compiled again.
     """
     return optax.sgd(step_size, momentum=momentum or None, nesterov=momentum > 0)
 
@@ -44,7 +44,7 @@ class Status(enum.IntEnum):
     CONVERGED = 0
     """Its gradient norm is at most the tolerance."""
     OUT_OF_STEPS = 1
-    """All steps were taken (always so without a tolerance)."""
+    """All steps were taken. Without a tolerance every set that stays finite ends so."""
     NOT_FINITE = 2
     """Its energy or its gradient is NaN or infinite: the descent diverged."""
 
@@ -58,19 +58,19 @@ class Trajectory(NamedTuple):
 
 
 class Minimum(NamedTuple):
-    """What `minimise` returns. `sets` can be differentiated; the rest is for watching.
+    """What `minimise` returns. `sets` can be differentiated; the rest is for inspection.
 
     Attributes:
         sets: Y*, the final iterates.
         energy: E(Y*), without derivative.
-        gradient_norm: l2 norm over (n, d) of the fixed-point residual proj(Y* − ∇E(Y*)) − Y*, which
-            is that of ∇E without a projection. Large or not finite: the loop has not converged.
+        gradient_norm: l2 norm over (n, d) of proj(Y* − ∇E(Y*)) − Y*; without a projection that is
+            the norm of ∇E. Large or not finite: the loop has not converged.
         num_steps: steps that each set took; fewer than asked for only with a tolerance.
         status: a `Status` for every set.
         trajectory: all iterates, if asked for.
 
-    Under `jax.jit`, energy, gradient norm and status cost one more evaluation of the gradient if
-    used, and nothing if not.
+    Under `jax.jit`, energy, gradient norm and status together cost one more evaluation of the
+    gradient if they are used, and nothing if not.
     """
 
     sets: Float[Array, "batch n d"]
@@ -104,7 +104,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a step has seen, at the iterates from which it started."""
+    """Energy and gradient norm of every set, where the step started."""
 
     energy: Float[Array, " batch"]
     gradient_norm: Float[Array, " batch"]
@@ -120,13 +120,13 @@ class Descent:
         g = ∇_Y E(Y_t; z, θ)
         Y_{t+1} = proj(Y_t + opt(g · min(1, max_norm / (‖g‖ + 1e-6))))
 
-    (paper, section 3 and appendix; the reference semantics are fixed by golden files).
+    (paper, section 3 and appendix). The files in tests/golden hold what the authors' code computes.
 
     Attributes:
         energy: ``(params, sets [batch, n, d], context) -> [batch]``.
         num_steps: steps that `run` takes, at most.
         optimizer: an optax transformation; it sees the whole batch as one array.
-        projection: onto the feasible sets.
+        projection: maps every set to the nearest feasible one; None if all sets are feasible.
         max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
         tolerance: a set stops where its gradient norm is at most this.
         return_trajectory: keep every iterate in the state.
@@ -193,7 +193,7 @@ class Descent:
         going = state.going
         if self.tolerance is not None:
             going = jnp.isfinite(energy) & (info.gradient_norm > self.tolerance)
-            # A set that has arrived stays for good: its gradient no longer changes.
+            # A set that has converged stays where it is: its gradient no longer changes.
             moved = jnp.where(going[:, None, None], moved, sets)
         trajectory = state.trajectory
         if trajectory is not None:
@@ -213,10 +213,10 @@ class Descent:
         state: State,
         num_steps: int | Int[Array, ""] | None = None,
     ) -> State:
-        """`num_steps` steps, fewer where all sets have arrived. Has no reverse derivative.
+        """`num_steps` steps, or fewer if all sets converge before. Has no reverse derivative.
 
-        The last step stands outside the loop: implicit adjoints evaluate the same gradient again,
-        and there XLA finds it computed already.
+        The last step is outside the loop. Implicit adjoints need the gradient that it evaluates,
+        and outside the loop XLA sees that it has been computed already.
         """
         looped = (self.num_steps if num_steps is None else num_steps) - 1
 
@@ -246,7 +246,7 @@ class Descent:
         return lax.scan(advance, state, None, length=self.num_steps)[0]
 
     def residual_norm(self, sets: Sets, grads: Sets) -> Float[Array, " batch"]:
-        """Norm of proj(Y − ∇E) − Y: zero at a minimum, on the border of the feasible sets too."""
+        """Norm of proj(Y − ∇E) − Y. Zero at a minimum, also at one on the border."""
         if self.projection is None:
             return per_set_norm(grads)
         return per_set_norm(self.fixed_point.project(sets - grads) - sets)
@@ -270,23 +270,25 @@ def minimise(
     """Minimise E(Y; context, θ) over the sets Y, differentiably in `params` and `context`.
 
     The steps are those of `Descent`. The derivative is taken as `adjoint` says: through the steps,
-    or implicitly at the minimum. Implicit adjoints linearise where the last gradient was evaluated,
-    the iterate before the last step, and ignore momentum, clipping and step size; memory then does
-    not depend on `num_steps`.
+    or implicitly at the minimum. Implicit adjoints linearise at the iterate before the last step,
+    where the last gradient was evaluated. They ignore momentum, clipping and step size, and their
+    memory does not depend on `num_steps`.
 
     Args:
         energy: ``(params, sets [batch, n, d], context) -> [batch]``, see `latent_energy`. Arrays
-            that it closes over are differentiated as those in `params` are. Called outside of
-            `jax.jit`, keep the same energy: another one is compiled anew.
+            that it closes over are differentiated like those in `params`. Outside of `jax.jit`,
+            pass the same energy in every call: another one is compiled anew.
         params: pytree θ. Differentiable.
-        context: pytree, batch first, usually `Context`. Differentiable.
-        initial_sets: the start. Carries a gradient with `unrolled` only: a minimum does not depend
-            on where the descent began.
+        context: pytree, usually a `Context`; the first axis of each array is the batch.
+            Differentiable.
+        initial_sets: where the descent starts. Gets a gradient with `unrolled` only: a minimum does
+            not depend on where the descent started.
         optimizer: any optax transformation; it sees the whole batch as one array, so it should act
-            elementwise (sgd, adam, …) or per leading index (`anderson`). Those that ask for value,
-            gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the energy
-            summed over the batch.
-        num_steps: upper bound on the steps, ≥ 1. May be traced where the adjoint is implicit.
+            elementwise (sgd, adam, …) or on every set by itself (`anderson`). Optimisers that ask
+            for value, gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the
+            energy summed over the batch.
+        num_steps: upper bound on the steps, ≥ 1. May be a traced integer if the adjoint is
+            implicit.
         projection: maps [batch, n, d] to the nearest feasible sets, e.g. `simplex`. Implicit
             adjoints project the initial sets too, before the first step.
         max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
@@ -399,7 +401,8 @@ def _refuse_renamed(arguments: dict[str, Any]) -> None:
         raise TypeError("gradient: expected the argument adjoint, its name since version 0.2, got "
                         f"gradient={arguments['gradient']!r}")  # fmt: skip
     if arguments:
-        raise TypeError(f"minimise() got an unexpected keyword argument {next(iter(arguments))!r}")
+        name, value = next(iter(arguments.items()))
+        raise TypeError(f"{name}: expected an argument of minimise(), got {name}={value!r}")
 
 
 def _check_arguments(

@@ -21,7 +21,9 @@ Energy = Callable[[Params, jax.Array, Any], jax.Array]
 
 
 class Context(NamedTuple):
-    """What a set is decoded from. Every array is batch first and may be differentiated.
+    """What a set is decoded from. The first axis of every array is the batch.
+
+    Floating-point arrays may be differentiated.
 
     Attributes:
         latent: z, the vector that the set's encoding shall match.
@@ -38,7 +40,10 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentEnergy:
-    """What `latent_energy` returns: a function that is a value, equal where its parts are equal."""
+    """What `latent_energy` returns: a function that compares equal where its parts are equal.
+
+    So `minimise` finds the program again that it compiled for an equal energy.
+    """
 
     encode: Callable[..., jax.Array]
     proximity: float = 0.0
@@ -72,14 +77,14 @@ class LatentEnergy:
 def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -> LatentEnergy:
     """E(Y; z, θ) = ½ mean_c (g(Y; θ) − z)² + proximity · ½ mean (Y − Y₀)².
 
-    Equation (1) of the package (paper, section 3); with a learned initial set the paper's
-    experiments use proximity 0.1. Means, not sums: over the features of the latent, and over the
-    n · d entries of the set.
+    Equation (1) of the package (paper, section 3). The paper's experiments with a learned initial
+    set use proximity 0.1. Both terms are means, not sums: over the features of the latent, and over
+    the n · d entries of the set.
 
     Args:
-        encode: the set encoder g, called as ``encode(params, sets)``, or with a third argument
-            where the context holds a mask. `SetEncoder(...).apply` fits. Where the context holds
-            inputs X, g sees [Y, X] concatenated per element, Y first.
+        encode: the set encoder g, called as ``encode(params, sets)``, or as ``encode(params, sets,
+            mask)`` where the context holds a mask; for example `SetEncoder(...).apply`. Where the
+            context holds inputs X, the sets are [Y, X], concatenated for each element, Y first.
         proximity: weight of the pull towards the initial set; the context must then hold it.
 
     Returns:

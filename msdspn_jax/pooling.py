@@ -7,9 +7,9 @@ every feature column and takes a dot product with learned weights, one per posit
 
 The right-hand side is what this module computes: ranks and weights come from `msdspn_jax.ranks`,
 and the sorted array is never built. Ranks are piecewise constant in h, and the rest is *linear* in
-h and in w. Ordinary automatic differentiation is therefore exact, to every order and in both modes:
-∂pooled[c]/∂h[i, c] = w[rank(i, c), c], the exclusively multiset-equivariant gradient on which DSPN
-rests (two equal elements have distinct ranks, hence distinct gradients).
+h and in w. So ordinary automatic differentiation is exact, to every order and in both modes:
+∂pooled[c]/∂h[i, c] = w[rank(i, c), c]. On this gradient DSPN rests. It is multiset-equivariant, and
+not set-equivariant: two equal elements have distinct ranks and so get distinct gradients.
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
 """Ranks within a column, and weights selected by rank: what FSPool needs, made fast.
 
-`pooling` says what is computed. How it is computed fast on each platform is said here and nowhere
-else: every trick of the core that serves the hardware rather than the mathematics. The platform
-is asked when a program is *lowered*, not when it is traced (`lax.platform_dependent`), so a program
-exported on a CPU for a GPU carries the GPU's path.
+`pooling` says what is computed. How it is computed fast on each platform is said here alone: this
+module holds every trick that serves the hardware rather than the mathematics. The choice is made
+when a program is *lowered* for a platform, not when it is traced (`lax.platform_dependent`). So a
+program exported on a CPU for a GPU takes the GPU's path.
 
-The tricks, what each gains, and the test in ``tests/test_ranks.py`` that shows that it still works
-(gains: two AMD cores without AVX-512, JAX 0.10.2; experiments/benchmarks has the record):
+The tricks and what each gains on two AMD cores without AVX-512 (JAX 0.10.2; measurements in
+experiments/benchmarks/NOTES.md). ``tests/test_ranks.py`` checks that they still work.
 
 ==========================  ======================================================  ==============
 trick                       gain                                                    platforms
 ==========================  ======================================================  ==============
-ranks by comparison         no sort: XLA's CPU sort runs column by column           all, n ≤ 1024
+ranks by comparison         no sort: XLA's CPU sort runs column by column           n ≤ 1024 on cpu,
+                                                                                    256 elsewhere
 `_sortable` integer keys    one comparison for a pair where floats need two         cpu
 padded rows                 columns a power of two apart no longer share cache sets cpu
 `computed_once` (fence)     the ranks are not computed again for every use          cpu
-flat unsigned `gather`      no arithmetic for negative indices; 2x                  all, n > 16
+flat unsigned gather        no arithmetic for negative indices; 2x                  all, n > 16
 `by_columns`                sums along rows that vectorise                          cpu
 ==========================  ======================================================  ==============
 """
@@ -34,8 +35,8 @@ from msdspn_jax import _check
 
 RANK_METHODS = ("auto", "compare", "sort")
 
-# Up to this many elements, counting by comparison beats sorting. On CPU that is measured, and 1024
-# the largest size tried; elsewhere it is a guess.
+# Up to this many elements, counting by comparison beats sorting. On CPU this was measured, up to
+# 1024, the largest size tried; elsewhere it is a guess.
 _COMPARE_UP_TO_ON_CPU = 1024
 _COMPARE_UP_TO_ELSEWHERE = 256
 # Up to this many, the comparisons are unrolled into one kernel.
@@ -52,9 +53,9 @@ def stable_ranks(
 ) -> Int[Array, "*batch n c"]:
     """Rank of every entry within its feature column: 0 for the smallest, ties in order of index.
 
-    Distinct entries of one column always get distinct ranks, equal ones too; without that, tied
-    elements would share a weight and FSPool would lose mass. −0 and 0 are equal. The ranks of a
-    column that holds a NaN lie in 0 … n − 1 but need not be a permutation. Ranks carry no gradient.
+    All entries of a column get distinct ranks, equal ones too. Otherwise tied elements would share
+    one weight, and another weight would not be used. −0 and 0 are equal. In a column that holds a
+    NaN, ranks lie in 0 … n − 1 but may repeat. Ranks carry no gradient.
 
     Args:
         features: any floating dtype; axis -2 is the set.
@@ -86,11 +87,11 @@ def stable_ranks(
 def select_by_rank(
     weight: Float[Array, "*#batch n c"], ranks: Int[Array, "*batch n c"]
 ) -> Float[Array, "*batch n c"]:
-    """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank; linear in it.
+    """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank.
 
-    For small n the weight is found by comparing the rank with every position, which vectorises
-    where a gather runs entry by entry; for larger n the gather is faster, and its transpose, a
-    scatter, far more so.
+    Linear in the weight. For small n the rank is compared with every position, which vectorises; a
+    gather would run entry by entry. For larger n a gather is faster, and in the backward pass its
+    transpose, a scatter, is faster by far.
     """
     n, c = weight.shape[-2:]
     if n <= _SELECT_UP_TO:
@@ -137,9 +138,10 @@ def _precedes(features: Float[Array, "*batch n c"], j: int | Array) -> Int[Array
 def _ranks_by_keys(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n c"]:
     """What `_ranks_by_comparison` counts, arranged for a CPU.
 
-    Entries become integers of the same order, for which "smaller, or equal and earlier" is one
-    comparison, key_j < key_i + [j < i]. Entries of one column lie a power of two of bytes apart and
-    so fall into a few sets of the first-level cache; one cache line more per row spreads them.
+    Entries become integers of the same order. For integers "smaller, or equal and earlier" is one
+    comparison, key_j < key_i + [j < i]. The entries of a column are often a power of two of bytes
+    apart and then fall into a few sets of the first-level cache. Padding each row by one cache line
+    spreads them.
     """
     n, c = features.shape[-2:]
     if not _SELECT_UP_TO < n <= _UNROLL_UP_TO or features.dtype == jnp.float64:
@@ -157,7 +159,7 @@ def _ranks_by_keys(features: Float[Array, "*batch n c"]) -> Int[Array, "*batch n
 
 
 def _sortable(values: Float[Array, "*any"]) -> Int[Array, "*any"]:
-    """Integers in the order of the floats: those of negative sign have their other bits flipped."""
+    """Integers in the order of the floats: of negative ones, all bits but the sign are flipped."""
     bits = lax.bitcast_convert_type(jnp.where(values == 0, 0, values), jnp.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -167,15 +169,15 @@ def computed_once(values: jax.Array, impossible: Callable[[jax.Array], jax.Array
 
     XLA merges chains of elementwise operations into their consumers. Where a chain is long and its
     result is read by a gather, or once for every entry of a row, the merged kernel does not
-    vectorise or repeats the chain (up to 25 times slower). It sees through
-    `lax.optimization_barrier`, but not through a loop that would run only if something impossible
-    were true of the first value.
+    vectorise or repeats the chain (up to 25 times slower). `lax.optimization_barrier` does not stop
+    XLA from this. A loop does, which would run only if something impossible were true of the first
+    value.
 
-    Not for values that a reverse derivative passes through, which no `while_loop` has.
+    Not for values that a reverse derivative passes through: a `while_loop` has none.
 
     Args:
         values: what to compute once.
-        impossible: a condition that no value meets, NaN included; XLA must not know that.
+        impossible: a condition that no value meets, NaN included. XLA must not be able to tell.
     """
     if values.size == 0:
         return values
@@ -189,8 +191,8 @@ def by_columns(
 ) -> Float[Array, " rows"]:
     """`combine` (``jnp.add``, ``jnp.maximum``) of ``function`` of all columns, rows side by side.
 
-    Sums and maxima along the last axis do not vectorise on a CPU; over rows side by side they do,
-    written out as one elementwise kernel.
+    Sums and maxima along the last axis do not vectorise on a CPU. They do where the columns are
+    combined by elementwise operations on all rows at once, in one kernel.
     """
     if columns.shape[0] <= _WRITE_OUT_UP_TO:
         return functools.reduce(combine, [function(column) for column in columns])
@@ -199,5 +201,5 @@ def by_columns(
 
 
 def _zeros(features: jax.Array) -> jax.Array:
-    # Of the features, so that under shard_map it varies over the same mesh axes as they do.
+    # Made from the features, so that under shard_map it varies over the same mesh axes.
     return jnp.zeros_like(features, dtype=jnp.int32)

@@ -178,8 +178,8 @@ def call(**changes):
     ("changes", "message"),
     [
         ({"initial_sets": jnp.ones((5, 3))}, r"initial_sets: expected 3 axes \[batch n d\]"),
-        ({"initial_sets": jnp.ones((3, 0, 3))}, "initial_sets: every axis"),
-        ({"initial_sets": jnp.ones((3, 5, 0))}, "initial_sets: every axis"),
+        ({"initial_sets": jnp.ones((3, 0, 3))}, "initial_sets: expected every axis"),
+        ({"initial_sets": jnp.ones((3, 5, 0))}, "initial_sets: expected every axis"),
         ({"initial_sets": jnp.ones((3, 5, 3), int)}, "initial_sets: expected a floating-point"),
         ({"initial_sets": jnp.full((3, 5, 3), jnp.nan)}, "initial_sets: expected finite values"),
         ({"initial_sets": jnp.ones((3, 4, 3))}, "sets: expected n = set_size = 5"),

@@ -88,7 +88,7 @@ def test_errors(loss):
         loss(PREDICTION[0], TARGET)
     with pytest.raises(ValueError, match="target: expected batch and d"):
         loss(PREDICTION, TARGET[..., :1])
-    with pytest.raises(ValueError, match="target: every axis"):
+    with pytest.raises(ValueError, match="target: expected every axis"):
         loss(PREDICTION, TARGET[:, :0])
     with pytest.raises(ValueError, match="target_mask: expected shape"):
         loss(PREDICTION, TARGET, target_mask=MASK[:, :3])

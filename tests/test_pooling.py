@@ -170,7 +170,7 @@ def test_nan_propagates():
     ("call", "message"),
     [
         (lambda: ms.fspool(jnp.ones(3), jnp.ones((3, 1))), "features: expected at least 2 axes"),
-        (lambda: ms.fspool(jnp.ones((0, 2)), jnp.ones((0, 2))), "features: every axis"),
+        (lambda: ms.fspool(jnp.ones((0, 2)), jnp.ones((0, 2))), "features: expected every axis"),
         (lambda: ms.fspool(jnp.ones((3, 2)), jnp.ones((4, 2))), r"weight: expected \[n, c\]"),
         (lambda: ms.fspool(jnp.ones((3, 2)), jnp.ones((3, 2)), method="x"), "method: expected one"),
         (

@@ -69,7 +69,7 @@ def test_computes_in_the_given_dtype():
         ({"pool": "max"}, SETS, None, "pool: expected one of 'fspool'"),
         ({}, SETS[0], None, "sets: expected 3 axes"),
         ({}, SETS[:, :3], None, "sets: expected n = set_size = 4"),
-        ({}, SETS[:, :0], None, "sets: every axis"),
+        ({}, SETS[:, :0], None, "sets: expected every axis"),
         ({}, SETS.astype(int), None, "sets: expected a floating-point"),
         ({}, SETS, jnp.ones((2, 3), bool), "mask: expected shape"),
     ],

@@ -138,7 +138,7 @@ def test_energies_that_cannot_be_hashed_and_other_precisions():
     ("changes", "message"),
     [
         ({"sets": jnp.zeros((3, 1))}, "sets: expected 3 axes"),
-        ({"sets": jnp.zeros((0, 3, 1))}, "sets: every axis"),
+        ({"sets": jnp.zeros((0, 3, 1))}, "sets: expected every axis"),
         ({"sets": jnp.full((2, 3, 1), jnp.nan)}, "sets: expected finite"),
         ({"momentum": 1.0}, "momentum: expected a number in"),
         ({"safety": 0.0}, "safety: expected a number in"),

@@ -232,7 +232,7 @@ def bench_matching(name: str, repeat: int = 5, *, batch: int = 128) -> dict[str,
 def time_in_turn(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
     """Wall-clock seconds of every run, `repeat` times round after one round of warming up."""
     if repeat < 1:
-        raise UserError(f"--repeat: expected a number >= 1, got {repeat}.")
+        raise UserError(f"--repeat: expected a number >= 1, got {repeat}")
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_number in range(repeat + 1):
         for name, run in runs.items():
@@ -282,5 +282,5 @@ def _environment(repeat: int) -> dict[str, Any]:
 
 def _lookup(name: str, key: str, table: dict[str, Any]) -> Any:
     if key not in table:
-        raise UserError(f"--{name}: expected one of {', '.join(table)}, got {key!r}.")
+        raise UserError(f"--{name}: expected one of {', '.join(table)}, got {key!r}")
     return table[key]

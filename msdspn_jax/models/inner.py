@@ -19,17 +19,18 @@ Pool = Literal["fspool", "relation", "sum", "mean"]
 PROJECTIONS: dict[str, Projection | None] = {"none": None, "simplex": simplex}
 
 ENERGY_MODELS = ("idspn", "dspn")
-"""The models that decode by minimising: they differ in the adjoint."""
+"""The models that decode by minimising. They differ in the adjoint; their published settings (see
+`published_inner`) also differ in momentum and clipping."""
 
 EXPERIMENTS = ("random-sets", "digits", "numbering", "clevr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """How a set is decoded: the inner minimisation and the energy's pool.
+    """How a set is decoded: the settings of the inner minimisation, and how the energy pools.
 
-    None, everywhere: as published for the model and the experiment, see `published_inner`; in a
-    `SetDecoder` by itself, as in `DEFAULTS`.
+    A field that is None has its default. In an experiment that is the published setting of the
+    model, see `published_inner`; in a `SetDecoder` by itself it is that of `DEFAULTS`.
     """
 
     num_steps: int | None = None
@@ -88,7 +89,7 @@ class Inner:
         return self.eval_num_steps or self.steps_at(1.0)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimiser of the minimisation; equal settings give the same object."""
+        """The optimiser of the minimisation; equal settings give the same object, as `nesterov`."""
         assert self.step_size is not None
         assert self.momentum is not None
         return nesterov(self.step_size, self.momentum)
@@ -99,7 +100,7 @@ class Inner:
         return PROJECTIONS[self.projection or "none"]
 
     def options(self) -> dict[str, Any]:
-        """The arguments of `minimise`, as far as these settings say them."""
+        """The arguments of `minimise` that these settings determine."""
         assert self.max_grad_norm is not None
         return {
             "optimizer": self.optimizer(),
@@ -135,8 +136,8 @@ DEFAULTS = Inner(
 def published_inner(experiment: str, model: str) -> Inner:
     """The published settings of an experiment, for "idspn" or "dspn" (paper, sections 4.1 to 4.3).
 
-    Digits is not an experiment of the paper; it takes those of random sets, with a step size at
-    which its 34 elements move.
+    Digits is not an experiment of the paper. It takes the settings of random sets, with a step size
+    large enough to move its 34 elements.
 
     Example:
         >>> published_inner("numbering", "idspn").max_grad_norm

@@ -24,7 +24,7 @@ INITIAL_SCALE = 0.1
 def random_initial_sets(
     keys: Key[Array, " batch"], set_size: int, set_dim: int
 ) -> Float[Array, "batch n d"]:
-    """0.1 · N(0, 1) for every set from a key of its own, so that batches can be split anywhere.
+    """0.1 · N(0, 1) for every set, from a key of its own: how a batch is split changes nothing.
 
     Args:
         keys: one for every set.
@@ -43,7 +43,7 @@ def random_initial_sets(
 
 
 class _Encode(NamedTuple):
-    """g as a function of its parameters alone: a value, as the module is."""
+    """The encoder g as a function (params, sets); equal where the modules are equal."""
 
     encoder: SetEncoder
 
@@ -58,8 +58,8 @@ class SetDecoder(nn.Module):
         set_size: n.
         set_dim: d.
         hidden_dim: width of the energy's set encoder.
-        inner: the inner minimisation; its adjoint makes this DSPN or iDSPN. What it leaves open is
-            as in `models.inner.DEFAULTS`.
+        inner: the settings of the inner minimisation; its adjoint makes this DSPN or iDSPN. Fields
+            that are None are as in `models.inner.DEFAULTS`.
         optimizer: an optax transformation in place of step size and momentum.
         initial_set: "learned" (one set, shared by all), or "random" (drawn for every set).
         rank_method: see `SetEncoder`.
@@ -89,11 +89,11 @@ class SetDecoder(nn.Module):
         Args:
             latent: z.
             inputs: X, to condition the energy on an input multiset.
-            mask: elements that are there, for sets of varying size.
+            mask: True for the elements that are there, for sets of varying size.
             keys: one key for every set; needed for random initial sets and not otherwise.
-            initial_sets: start here instead.
-            **options: of `minimise`, in place of those that the attributes say: ``num_steps`` at
-                evaluation, ``tolerance``, ``return_trajectory``.
+            initial_sets: start here instead of at the learned or random sets.
+            **options: arguments of `minimise` that replace those of the attributes, such as
+                ``num_steps`` at evaluation, ``tolerance``, ``return_trajectory``.
         """
         _check.require_rank("latent", latent, 2, "batch latent")
         _check.require_choice("initial_set", self.initial_set, INITIAL_SETS)
@@ -215,8 +215,8 @@ def set_autoencoder(
         set_dim: d.
         hidden_dim: width of both set encoders.
         latent_dim: width of z.
-        inner: the inner minimisation; its pool is that of both set encoders, except
-            that the input encoder does not look at pairs.
+        inner: the settings of the inner minimisation. Both set encoders use its pool; where that is
+            "relation", the input encoder uses "fspool".
         **decoder_options: further attributes of `SetDecoder`.
 
     Example:

@@ -340,7 +340,7 @@ def test_report(tmp_path, capsys):
     from msdspn_jax.tasks.numbering import report as numbering_report
     from msdspn_jax.training.loop import train
 
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match="--runs: expected a folder with finished runs"):
         numbering_report.report(["--runs", str(tmp_path)], trained_runs)
     config = small(
         replicates=2,

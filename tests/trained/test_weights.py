@@ -127,7 +127,7 @@ def test_other_files_are_refused(path, tmp_path, variables):
     with pytest.raises(ValueError, match="expected finite numbers"):
         weights.save_model(tmp_path / "bad", CONFIG, bad, step=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="expected a place that can be written"):
         weights.save_model(tmp_path / "file" / "x", CONFIG, variables, step=0)
     assert not (tmp_path / "bad").exists()
 

@@ -78,7 +78,9 @@ def report(argv: list[str], runs: Runs) -> int:
         (out / "grid.json").write_text(numbers + "\n")
         charts(rows, out)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose --out") from error
+        raise UserError(
+            f"--out: expected a folder that can be written, got {out} ({error.strerror})"
+        ) from error
     print(text)
     print(f"written to {out}")
     return 0
@@ -120,7 +122,10 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
             )
         )
     if not rows:
-        raise UserError(f"{folder} holds no finished cell of random-sets; see msdspn grid --help")
+        raise UserError(
+            "--grid-dir: expected a folder with finished cells of random-sets (see msdspn grid "
+            f"--help), got {folder}"
+        )
     return sorted(rows)
 
 

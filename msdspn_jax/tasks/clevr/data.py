@@ -60,8 +60,9 @@ def load_split(config: Config, split: Literal["train", "val", "test"]):
         number = min(number or available, available)
     if not 0 < number <= available:
         raise UserError(
-            f"{prepared}: {len(cache)} images are too few for {number} of the {split} split"
-            f" (val_size {config.val_size} are held out of the training split)"
+            f"{prepared}: expected at least {max(number, 1)} images for the {split} split, got "
+            f"{max(available, 0)} of {len(cache)} (val_size = {config.val_size} are held out of "
+            "the training split)"
         )
     chosen = slice(first, first + number)
     return cache.images[chosen], cache.objects[chosen, : config.set_size]

@@ -101,7 +101,9 @@ def report(argv: list[str], runs: Runs) -> int:
         figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
         plots.save(figure, options.out / "curves.png")
     except OSError as error:
-        raise UserError(f"cannot write to {options.out}: {error.strerror}; choose --out") from error
+        raise UserError(
+            f"--out: expected a folder that can be written, got {options.out} ({error.strerror})"
+        ) from error
     print(text)
     print(f"written to {options.out}")
     return 0
@@ -122,11 +124,14 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
         rows.append(Row("", config, read_metrics(run), scores["test"], by_steps))
     if waiting:
         names = ", ".join(map(str, waiting))
-        raise UserError(f"finished, but not scored on the test split: {names}; msdspn evaluate RUN")
+        raise UserError(
+            "--runs: expected every finished run to be scored on the test split (msdspn evaluate "
+            f"RUN), got some that are not: {names}"
+        )
     if not rows:
         raise UserError(
-            f"no finished run of clevr below {folder}; train one with"
-            " 'msdspn train clevr --run-dir RUN', or name another folder with --runs"
+            "--runs: expected a folder with finished runs of clevr (train one with 'msdspn train "
+            f"clevr --run-dir RUN'), got {folder}"
         )
     return [row._replace(label=_label(row.config, rows)) for row in rows]
 

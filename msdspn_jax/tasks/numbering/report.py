@@ -99,8 +99,8 @@ def report(argv: list[str], runs: Runs) -> int:
     scores = [score_run(folder, options.split, runs) for folder in folders]
     if not scores:
         raise UserError(
-            f"no finished run of numbering below {options.runs}; train one with"
-            " 'msdspn train numbering --run-dir RUN', or name another folder with --runs"
+            "--runs: expected a folder with finished runs of numbering (train one with 'msdspn "
+            f"train numbering --run-dir RUN'), got {options.runs}"
         )
     options.output.mkdir(parents=True, exist_ok=True)
     groups = group_by_settings(scores)
