@@ -122,6 +122,10 @@ class Minimisation(Protocol):
         """The state before the first step; has ``sets``, ``evaluated`` and more."""
         ...
 
+    def step(self, params: Params, context: Any, state: Any) -> tuple[Any, Any]:
+        """One step: the next state, and what it has seen."""
+        ...
+
     def run(self, params: Params, context: Any, state: Any, num_steps: Any = None) -> Any:
         """All steps, or `num_steps` of them, as fast as possible; has no reverse derivative."""
         ...
