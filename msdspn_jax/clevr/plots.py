@@ -108,7 +108,9 @@ def scenes(
         _draw_image(picture, images[i], camera, found, true or [], partner)
         _draw_words(words, found, true, partner)
         if titles and titles[i]:
-            picture.set_title(titles[i], fontsize=9, color=INK, loc="left")
+            # As it stands: a title is often a file's name, and dollars in it mean no formula.
+            title = titles[i] if len(titles[i]) <= 60 else f"{titles[i][:57]}…"
+            picture.set_title(title, fontsize=9, color=INK, loc="left", parse_math=False)
     return figure
 
 
