@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -335,8 +336,8 @@ def exported(function, shape=("b", 4, 4, 3), dtype="uint8", **options):
     return bytes(export.export(jax.jit(function), **options)(like).serialize())
 
 
-def calls_back(images):
-    zero = jax.pure_callback(lambda: np.float32(0), jax.ShapeDtypeStruct((), np.float32))
+def calls_out(images):
+    zero = jax.ffi.ffi_call("launch_missiles", jax.ShapeDtypeStruct((), np.float32))()
     return constant(images) + zero
 
 
@@ -364,15 +365,15 @@ def test_what_no_export_of_ours_does_is_refused(program, words, tmp_path):
         programs.load_program(path)
 
 
-def test_a_call_back_into_python_is_refused(tmp_path):
-    checks = [export.DisabledSafetyCheck.custom_call("xla_ffi_python_cpu_callback")]
-    path = put(tmp_path / "a.zip", exported(calls_back, disabled_checks=checks))
-    with pytest.raises(UserError, match="refused, no export .* has .*safety checks turned off"):
-        programs.load_program(path)
+def test_calls_of_other_native_code_are_refused(tmp_path):
+    checks = [export.DisabledSafetyCheck.custom_call("launch_missiles")]
+    program = exported(calls_out, disabled_checks=checks)
+    with pytest.raises(UserError, match=r"refused, .* safety checks turned off"):
+        programs.load_program(put(tmp_path / "a.zip", program))
     # A forger would not leave that written in it.
-    program = export.deserialize(exported(calls_back, disabled_checks=checks))
-    found = programs._operations(program.mlir_module_serialized)
-    assert ("stablehlo.custom_call", "xla_ffi_python_cpu_callback") in found
+    forged = dataclasses.replace(export.deserialize(bytearray(program)), disabled_safety_checks=[])
+    with pytest.raises(UserError, match=r"refused, .* the custom call 'launch_missiles'"):
+        programs.load_program(put(tmp_path / "a.zip", bytes(forged.serialize())))
 
 
 def test_what_our_exports_call_is_known(weights, tmp_path, monkeypatch):
