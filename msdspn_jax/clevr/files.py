@@ -133,7 +133,7 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]
         known = ", ".join(IMAGE_FORMATS)
         raise UserError(f"{where}: not a readable image (expected {known})") from None
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
-        raise UserError(f"{where}: not a readable image ({error})") from error
+        raise UserError(f"{where}: not a readable image ({str(error)[:300]})") from error
 
 
 def _as_rgb(image: Any) -> Any:

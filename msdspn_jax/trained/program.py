@@ -184,7 +184,8 @@ def load_program(path: str | Path) -> Program:
     except Exception as error:
         made, here = settings["versions"].get("jax"), jax.__version__
         raise UserError(
-            f"{path}: JAX {here} does not read this program, which JAX {made} wrote ({error})"
+            f"{path}: JAX {here} does not read this program, which JAX {str(made)[:40]} wrote"
+            f" ({str(error)[:300]})"
         ) from error
     if problem is not None:
         raise UserError(f"{path}: refused, no export of msdspn_jax has {problem}")
@@ -210,7 +211,7 @@ def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
             program = _unzip(archive, _PROGRAM)
         if settings["format"] > FORMAT:
             raise UserError(
-                f"{path}: of format {settings['format']}, which a newer msdspn_jax wrote;"
+                f"{path}: of format {str(settings['format'])[:40]}, which a newer msdspn_jax wrote;"
                 f" this one reads up to {FORMAT}"
             )
         for name, (expected, valid) in _VALID.items():
@@ -219,7 +220,9 @@ def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:  # zipfile and zlib raise half a dozen types for damaged files.
-        raise UserError(f"{path}: not an exported program, or damaged ({error})") from error
+        raise UserError(
+            f"{path}: not an exported program, or damaged ({str(error)[:300]})"
+        ) from error
     if any(settings.get(name) != value for name, value in layout_settings().items()):
         raise UserError(f"{path}: its features are not laid out as this version's are")
     return program, settings

@@ -171,7 +171,7 @@ def load_model(path: str | Path) -> Model:
     except UserError:
         raise
     except Exception as error:  # safetensors raises a handful of types for damaged files.
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        raise UserError(f"{path}: not a readable safetensors file ({str(error)[:300]})") from error
     variables = jax.tree_util.tree_map_with_path(lambda key, _: arrays[_name(key)], expected)
     return Model(
         config, variables, record["step"], predictor, record["versions"], record["task"], str(path)
@@ -194,7 +194,7 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: damaged metadata ({error!r})") from error
+        raise UserError(f"{path}: damaged metadata ({repr(error)[:300]})") from error
     return record
 
 
@@ -210,7 +210,7 @@ def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
             if value > _BOUNDS[name]:
                 raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
     except Exception as error:  # Values of any type may stand anywhere in it.
-        raise UserError(f"{path}: its configuration is not valid: {error}") from error
+        raise UserError(f"{path}: its configuration is not valid: {str(error)[:300]}") from error
     return config
 
 
