@@ -83,7 +83,8 @@ class Predict:
     A file that cannot be read is named and skipped, and the exit code is then 1. predictions.json
     has a scene for every image that was read; each of its objects has a score, best first. The
     score is the presence that the model gave: it was trained towards 1 for objects and 0 for none.
-    It ranks objects and is no probability; values somewhat below 0 or above 1 happen.
+    It ranks objects and is no probability; values below 0 and above 1 happen, above all for images
+    unlike those of the training.
 
     An image whose name another one has already gets a number (image-2.png). What a name cannot have
     everywhere becomes _ in image_filename (a backslash, control characters, bytes that are not
@@ -506,7 +507,14 @@ def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
     if number > 1:
         raise UserError(f"{path}: {number} of the images are called {name}; which one is meant?")
     for name in counts:
-        scene_camera(scenes[name], f"{path}: {name}")  # Before any work, if it is damaged.
+        # Before any work, if it is damaged.
+        scene_camera(scenes[name], f"{path}: {name}")
+        for i, o in enumerate(scenes[name].objects):
+            if max(map(abs, (*o.position, o.score))) > _LARGEST:
+                raise UserError(
+                    f"{path}: {name}.objects[{i}]: expected coordinates and a score up to"
+                    f" {_LARGEST:g}, got {o.position} and {o.score}"
+                )
     return {name: scenes[name] for name in counts}
 
 

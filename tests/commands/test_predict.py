@@ -332,3 +332,14 @@ def test_a_prediction_that_cannot_be_written_back_is_skipped(run, tmp_path, monk
     monkeypatch.setattr(InThisProcess, "predict", lambda self, images: future)
     assert run(picture(tmp_path / "a.png")) == 1
     assert "a.png: the prediction is not finite, or beyond 1e+06" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"position": (3e38, 0.0, 0.0)}, {"score": 3e38}])
+def test_a_truth_out_of_this_world_is_refused(run, tmp_path, capsys, change):
+    scene = clevr.ClevrScene("a.png", (dataclasses.replace(OBJECTS[0], **change),))
+    (tmp_path / "truth.json").write_text(json.dumps({"scenes": [scene_to_json(scene)]}))
+    assert run(picture(tmp_path / "a.png"), scenes=tmp_path / "truth.json") == 2
+    assert "a.png.objects[0]: expected coordinates and a score up to 1e+06" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
