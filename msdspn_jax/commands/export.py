@@ -26,7 +26,7 @@ class Export:
     """Write a trained CLEVR model as a program that needs no model code.
 
     The program (--out) is a zip file: the compiled code with the weights inside (StableHLO, by
-    jax.export; any batch size), settings.json, and predict.py, ten lines that run it:
+    jax.export; any batch size), settings.json, and predict.py, a few lines that run it:
 
         unzip -p PROGRAM predict.py > predict.py && python predict.py PROGRAM IMAGE
 
