@@ -270,7 +270,7 @@ def _foreign(exported: export.Exported, settings: dict[str, Any]) -> str | None:
         return f"the arguments {exported.in_tree} -> {exported.out_tree}"
     if exported.ordered_effects or exported.unordered_effects or exported.disabled_safety_checks:
         return "effects, or safety checks turned off"
-    for operation, target in _operations(exported.mlir_module_serialized):
+    for operation, target in sorted(_operations(exported.mlir_module_serialized), key=str):
         if operation == "stablehlo.custom_call" and target not in _CUSTOM_CALLS:
             return f"the custom call {target!r}"
         if operation.split(".")[0] not in _DIALECTS or operation in _OUTSIDE:

@@ -356,7 +356,7 @@ def solves(images):
         (lambda: exported(lambda x: constant(x)[:, :9]), r"float32 \[batch, 10, 19\]"),
         (lambda: exported(lambda x: (constant(x), x)), "so many inputs"),
         (lambda: exported(lambda x: {"a": constant(x)}), "the arguments"),
-        (lambda: exported(solves), "the custom call 'lapack_sgeqrf_ffi'"),
+        (lambda: exported(solves), "the custom call 'lapack_"),
     ],
 )
 def test_what_no_export_of_ours_does_is_refused(program, words, tmp_path):
