@@ -31,7 +31,7 @@ def parse_scene(entry: Any, where: str = "scene") -> ClevrScene:
     """
     entry = _expect(entry, dict, where, "an object")
     image_filename = _field(entry, "image_filename", str, where, "a string")
-    if not image_filename or image_filename != image_filename.replace("\\", "/").split("/")[-1]:
+    if not _is_file_name(image_filename):
         raise UserError(
             f"{where}.image_filename: expected a file name, got {_shorten(image_filename)}"
         )
@@ -74,8 +74,10 @@ def scene_camera(scene: ClevrScene, where: str = "scene") -> Camera | None:
     if len(rows) != 4 or not all(isinstance(row, list) and len(row) == 4 for row in rows):
         raise UserError(f"{path}: expected a 4x4 list of numbers, got {_shorten(rows)}")
     matrix = np.array([[_number(value, path) for value in row] for row in rows])
-    if abs(np.linalg.det(matrix)) < 1e-9:
-        raise UserError(f"{path}: expected an invertible matrix, got {_shorten(rows)}")
+    if np.abs(matrix).max() > 1e6 or abs(np.linalg.det(matrix)) < 1e-9:
+        raise UserError(
+            f"{path}: expected an invertible matrix of numbers up to 1e6, got {_shorten(rows)}"
+        )
     published = {
         "lens_mm": LENS_MM,
         "sensor_width_mm": SENSOR_WIDTH_MM,
@@ -86,10 +88,17 @@ def scene_camera(scene: ClevrScene, where: str = "scene") -> Camera | None:
         name: _number(entry.get(name, size), f"{where}.{name}") for name, size in published.items()
     }
     for name, size in sizes.items():
-        if size <= 0:
-            raise UserError(f"{where}.{name}: expected a number > 0, got {size:g}")
+        if not 1e-3 <= size <= 1e6:
+            raise UserError(f"{where}.{name}: expected a number from 1e-3 to 1e6, got {size:g}")
     focal_length = sizes["lens_mm"] / sizes["sensor_width_mm"]
     return Camera(matrix, focal_length, sizes["width"] / sizes["height"])
+
+
+def _is_file_name(text: str) -> bool:
+    """A plain one on every system: no path, nothing that cannot be written as a name."""
+    parts = text.replace("\\", "/").split("/")
+    unwritable = any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text)
+    return len(parts) == 1 and text not in ("", ".", "..") and not unwritable
 
 
 def _object_to_json(o: ClevrObject) -> dict[str, Any]:

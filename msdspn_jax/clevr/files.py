@@ -12,6 +12,8 @@ import hashlib
 import importlib
 import io
 import json
+import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -26,6 +28,12 @@ from msdspn_jax.errors import UserError
 
 #: Names of the published splits; the test split has images but no scenes.
 SPLITS = ("train", "val", "test")
+#: What images may be: decoders of other formats are never started, whatever a file is called.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_PIXELS = 2**25
+MAX_IMAGE_BYTES = 2**26
+#: What shows through transparent pixels.
+BACKGROUND = (128, 128, 128)
 
 
 class Record(TypedDict):
@@ -88,22 +96,89 @@ def read_scenes(path: str | Path, *, keep_extra: bool = True) -> list[ClevrScene
 def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image file to RGB.
 
+    PNG, JPEG, WebP and BMP are read, by what is in the file and not by its name; of an animation
+    or a file of several pictures the first one. Every other kind of pixel has one rule:
+
+    - 16 bits a channel: the high byte, so that black stays black and white white;
+    - grey, 1 bit and palette: their colours;
+    - alpha, also of palettes and a transparent colour: laid over `BACKGROUND`, mid-grey, which is
+      close to the background of CLEVR's images; what is opaque stays bit for bit;
+    - CMYK: by plain arithmetic, without colour profiles;
+    - EXIF orientation: turned upright.
+
     PNG files are checked chunk by chunk first: the decoder itself lets many damaged ones pass.
 
     Raises:
-        UserError: it does not decode; ``where`` (the file's name) begins the message.
+        UserError: it does not decode, or is of more than `MAX_PIXELS` pixels; ``where`` (the file's
+            name) begins the message.
     """
     from PIL import Image, UnidentifiedImageError
 
+    if len(data) > MAX_IMAGE_BYTES:
+        raise UserError(f"{where}: expected at most {MAX_IMAGE_BYTES} bytes, got {len(data)}")
     if data.startswith(_PNG_SIGNATURE):
         _check_png(data, where)
+    elif data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS:
+        # Every scan of a progressive file goes over all pixels once more.
+        raise UserError(f"{where}: a JPEG of more than {_MAX_SCANS} scans")
+    elif data[8:12] == b"WEBP":
+        _check_pixels(*_webp_size(data), where)  # Its decoder allots the canvas when opened.
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            _check_pixels(*image.size, where)
+            return np.array(_as_rgb(image))
+    except UserError:
+        raise
     except UnidentifiedImageError:  # Its own words are the address of a buffer.
-        raise UserError(f"{where}: not a readable image (of no known format)") from None
+        known = ", ".join(IMAGE_FORMATS)
+        raise UserError(f"{where}: not a readable image (expected {known})") from None
     except Exception as error:  # Pillow's decoders raise a dozen types for damaged files.
-        raise UserError(f"{where}: not a readable image ({error})") from error
+        raise UserError(f"{where}: not a readable image ({str(error)[:300]})") from error
+
+
+def _as_rgb(image: Any) -> Any:
+    """A Pillow image of any mode as an upright one of mode RGB, by `decode_image`'s rules."""
+    from PIL import Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Damaged notes about an image do not make it unreadable.
+        turn = None
+    if image.mode.startswith("I"):
+        grey = np.asarray(image)
+        opaque = grey != image.info.get("transparency", -1)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+        if not opaque.all():
+            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+            image = Image.alpha_composite(background, image)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _check_pixels(width: int, height: int, where: str) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(
+            f"{where}: expected an image of 1 to {MAX_PIXELS} pixels, got {width} x {height}"
+        )
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a WebP file says it has; (1, 1) where the decoder will refuse it."""
+    kind, head = data[12:16], data[20:30]
+    if len(head) < 10:
+        return 1, 1
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    sides = (int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+    width, height = sides
+    return (width, height) if kind == b"VP8 " and width and height else (1, 1)
 
 
 def resize_image(
@@ -117,6 +192,17 @@ def resize_image(
 
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MAX_SCANS = 500
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def _check_png(data: bytes, where: str) -> None:
@@ -133,13 +219,42 @@ def _check_png(data: bytes, where: str) -> None:
         position = end + 4
 
 
-def read_bytes(path: Path, entry: str = "") -> bytes:
-    """A whole file; the error names the file and the entry that asks for it."""
+def read_bytes(path: Path, entry: str = "", *, limit: int = 2**32) -> bytes:
+    """A whole regular file; the error names the file and the entry that asks for it.
+
+    What is no regular file is refused: a pipe has no end that one could wait for, nor has a device.
+
+    Args:
+        path: the file.
+        entry: added to its name in messages.
+        limit: how many bytes it may have.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, or larger.
+    """
     try:
-        return path.read_bytes()
+        # Without waiting: to open a pipe that nobody writes to would take for ever.
+        with open(path, "rb", opener=_open_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UserError(f"{path}{entry}: cannot be read (not a regular file)")
+            # One byte more than allowed: files of /proc say that they have none.
+            data = file.read(limit + 1) if about.st_size <= limit else None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character.
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}{entry}: cannot be read ({reason})") from error
+    if data is None or len(data) > limit:
+        raise UserError(f"{path}{entry}: larger than the {limit} bytes that are read")
+    return data
+
+
+def read_image(path: Path, entry: str = "") -> UInt8[np.ndarray, "height width 3"]:
+    """`decode_image` of a file."""
+    return decode_image(read_bytes(path, entry, limit=MAX_IMAGE_BYTES), f"{path}{entry}")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 # Sources ----------------------------------------------------------------------------------------
@@ -183,7 +298,7 @@ class ClevrFolder:
         index = checked_index(index, len(self))
         path, entry = self.image_folder / self.file_names[index], self.entry(index)
         return {
-            "image": decode_image(read_bytes(path, entry), f"{path}{entry}"),
+            "image": read_image(path, entry),
             "objects": self.objects[index],
             "file_name": self.file_names[index],
         }

@@ -99,7 +99,8 @@ class ClevrObject:
     position: tuple[float, float, float]
     """Centre (x, y, z)."""
     score: float = 1.0
-    """Presence: how sure a model is that the object is there."""
+    """The presence that a model gave it. Models are trained to give 1 to what is there and 0 to
+    what is not; it ranks objects, is no probability, and may lie outside of 0 to 1."""
     rotation: float | None = None
     """About the vertical axis, as the generator writes it; not part of the array."""
     pixel_coords: tuple[float, float, float] | None = None

@@ -108,7 +108,9 @@ def scenes(
         _draw_image(picture, images[i], camera, found, true or [], partner)
         _draw_words(words, found, true, partner)
         if titles and titles[i]:
-            picture.set_title(titles[i], fontsize=9, color=INK, loc="left")
+            # A title is often a file's name: dollars in it mean no formula.
+            title = _drawable(titles[i])
+            picture.set_title(title, fontsize=9, color=INK, loc="left", parse_math=False)
     return figure
 
 
@@ -210,6 +212,21 @@ def errors(
     for axes in (left, right):
         plain_axes(axes)
     return figure
+
+
+def _drawable(text: str) -> str:
+    """On one short line, with boxes for the letters that no font here has."""
+    from matplotlib import font_manager
+
+    fonts = []
+    for family in font_manager.FontProperties().get_family():
+        of_family = font_manager.FontProperties(family=[family])
+        fonts.append(font_manager.get_font(font_manager.findfont(of_family)))
+    shown = "".join(
+        c if c.isprintable() and any(font.get_char_index(ord(c)) for font in fonts) else "□"
+        for c in text[:60]
+    )
+    return shown if len(text) <= 60 else f"{shown[:57]}…"
 
 
 def _pair(found: list[ClevrObject], true: list[ClevrObject]) -> list[int]:

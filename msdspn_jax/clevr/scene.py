@@ -153,10 +153,14 @@ def _place(entry: Any, where: str) -> np.ndarray:
     try:
         location = np.asarray(entry["location"], np.float64)
         matrix = np.asarray(entry.get("matrix_world", np.nan), np.float64)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: expected a location [x, y, z], got {str(entry)[:80]}") from error
-    if location.shape != (3,) or not np.isfinite(location).all() or location[2] < 0.5:
-        raise UserError(f"{where}.location: expected [x, y, z] above the ground, got {location}")
+    near = location.shape == (3,) and np.abs(location).max() <= 1e3  # False where it is NaN.
+    if not near or location[2] < 0.5:
+        raise UserError(
+            f"{where}.location: expected [x, y, z] above the ground and within 1000 of the origin,"
+            f" got {str(entry['location'])[:80]}"
+        )
     if "matrix_world" in entry:
         expected = location / np.linalg.norm(location)
         if matrix.shape != (4, 4) or not np.abs(matrix[:3, 2] - expected).max() < 1e-2:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from msdspn_jax.clevr.files import (
+    MAX_IMAGE_BYTES,
     SPLITS,
     ClevrFolder,
     Record,
@@ -163,7 +164,7 @@ def _examples(root: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     questions = _read_questions(root / "questions" / f"CLEVR_{split}_questions.json")
     for i, (name, scene) in enumerate(zip(source.file_names, scenes, strict=True)):
         path = source.image_folder / name
-        data = read_bytes(path, source.entry(i))
+        data = read_bytes(path, source.entry(i), limit=MAX_IMAGE_BYTES)
         decode_image(data, f"{path}{source.entry(i)}")
         objects = []
         for j, o in enumerate(scene.objects if scene else ()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,12 +26,15 @@ class Export:
     """Write a trained CLEVR model as a program that needs no model code.
 
     The program (--out) is a zip file: the compiled code with the weights inside (StableHLO, by
-    jax.export; any batch size), settings.json, and predict.py, ten lines that run it:
+    jax.export; any batch size), settings.json, and predict.py, a few lines that run it:
 
         unzip -p PROGRAM predict.py > predict.py && python predict.py PROGRAM IMAGE
 
     `msdspn predict --program PROGRAM IMAGE... --out DIR` runs it as well. --weights writes the
     model as a safetensors file, for `msdspn predict --weights` and msdspn_jax.trained.weights.
+
+    A program is native code: it runs with the rights of whoever runs it, so run only those you
+    trust. To share a model with strangers, --weights is the safer file: it holds numbers alone.
     """
 
     run: OptionalPath = None
@@ -44,7 +48,7 @@ class Export:
     inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Inner steps of the program. Default: those that the model is evaluated with."""
     threshold: float = 0.5
-    """Presence above which an element is an object: a setting of the program."""
+    """Presence above which an element is an object, 0 to 1: a setting of the program."""
     seed: int = 0
     """Of random initial sets and slots, where the model has them: the same for every image."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu")
@@ -63,10 +67,13 @@ class Export:
             raise UserError(f"--out and --weights name the same file, {self.out}")
         if self.inner_steps is not None and self.inner_steps < 1:
             raise UserError(f"--inner-steps: expected at least 1, got {self.inner_steps}")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         for path in targets:
-            if path.is_dir():
+            # os.path says of names that no file can have that they do not exist; pathlib raises.
+            if os.path.isdir(path):
                 raise UserError(f"{path} is a folder; name a file")
-            if path.exists() and not self.overwrite:
+            if os.path.exists(path) and not self.overwrite:
                 raise UserError(f"{path} exists; give --overwrite to replace it")
         model: Any = trained.find(run=self.run, checkpoint=self.checkpoint)
         if self.weights is not None:

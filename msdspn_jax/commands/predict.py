@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+import numpy as np
 import tyro
 
 from msdspn_jax import trained
@@ -21,13 +22,17 @@ from msdspn_jax._files import as_user_error, write_text
 from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from msdspn_jax.clevr.objects import ClevrScene
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SCORE = (
+    "the presence that the model gave: it was trained towards 1 for objects and 0 for none;"
+    " no probability, and may lie outside of 0 to 1"
+)
+_LONGEST_STEM, _LONGEST_SUFFIX = 200, 10
+_LARGEST = 1e6
 _THREADS = 4
 _LISTED = 8
 
@@ -35,12 +40,15 @@ _LISTED = 8
 class Predictor(NamedTuple):
     """Whatever predicts: a run, a weights file or a program."""
 
-    predict: Callable[[Any], Any]
-    """uint8 [batch, size, size, 3] -> float32 [batch, n, 19]."""
+    predict: Callable[[Any], Callable[[], np.ndarray]]
+    """Begins with uint8 [batch, size, size, 3]; what it returns waits for the float32 [batch, n,
+    19]."""
     size: int
     threshold: float
     facts: dict[str, Any]
     """For the file's header."""
+    close: Callable[[], None] = lambda: None
+    """Call it when there is nothing more to predict."""
 
 
 class Picture(NamedTuple):
@@ -48,7 +56,7 @@ class Picture(NamedTuple):
 
     path: Path
     name: str
-    """Its image_filename: a bare name, unique among all."""
+    """Its image_filename: a bare name, see `portable_name`, unique among all."""
 
 
 class Reading(NamedTuple):
@@ -62,19 +70,32 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Find the objects in images: annotated pictures and predictions.json in the CLEVR format.
+    r"""Find the objects in images: annotated pictures and predictions.json in the CLEVR format.
 
     Without --run, --weights or --program, the small model that comes with the package predicts.
 
-    Images may have any size: they are squashed to the square that the model was trained on, as
-    CLEVR's 480x320 pictures are. A file that cannot be read is named and skipped, and the exit code
-    is then 1. predictions.json has a scene for every image that was read; each of its objects has a
-    score, the presence that the model gave it, best first. An image whose name another one has
-    already gets a number (image-2.png); "source" is always the path as it was given.
+    PNG, JPEG, WebP and BMP files are read, of at most 33 million pixels and 64 MiB, of any size:
+    they are squashed to the square that the model was trained on, as CLEVR's 480x320 pictures are.
+    Of an animation the first picture counts; EXIF orientation is followed; of 16 bits the high
+    eight are used; grey, palette and CMYK become RGB without colour profiles; what is transparent
+    is laid over mid-grey, close to CLEVR's background.
+
+    A file that cannot be read is named and skipped, and the exit code is then 1. predictions.json
+    has a scene for every image that was read; each of its objects has a score, best first. The
+    score is the presence that the model gave: it was trained towards 1 for objects and 0 for none.
+    It ranks objects and is no probability; values below 0 and above 1 happen, above all for images
+    unlike those of the training.
+
+    An image whose name another one has already gets a number (image-2.png). What a name cannot have
+    everywhere becomes _ in image_filename (a backslash, control characters, bytes that are not
+    UTF-8); "source" is the path as it was given, with such bytes as \xff.
+
+    A program (--program) is native code and runs with your rights: use only those you trust.
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """PNG or JPEG files, or folders: then all *.png, *.jpg and *.jpeg in them (not deeper)."""
+    """Image files, or folders: then all *.png, *.jpg, *.jpeg, *.webp and *.bmp in them (not
+    deeper)."""
     out: Path
     """Folder to write to: predictions.json and pictures/."""
     run: OptionalPath = None
@@ -84,9 +105,12 @@ class Predict:
     weights: OptionalPath = None
     """A safetensors file of msdspn export --weights."""
     program: OptionalPath = None
-    """A program of msdspn export --out; its inner steps and seed are fixed."""
+    """A program of msdspn export --out; its inner steps and seed are fixed. It is native code: run
+    only what you trust. It gets a process of its own, with limits of time and memory."""
+    time_limit: float = 600.0
+    """With --program: seconds that a batch may take, compilation included."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Presence above which an element is an object. Default: 0.5, or the program's."""
+    """Presence above which an element is an object, 0 to 1. Default: 0.5, or the program's."""
     inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
     seed: int = 0
@@ -113,7 +137,10 @@ class Predict:
             print("msdspn predict: nothing to predict", file=sys.stderr)
             return 1
         predictor = self._predictor()
-        found = self._predict(predictor, pictures, notes)
+        try:
+            found = self._predict(predictor, pictures, notes)
+        finally:
+            predictor.close()
         if not found:
             print("msdspn predict: no image could be read; nothing was written", file=sys.stderr)
             return 1
@@ -122,6 +149,7 @@ class Predict:
         info = {
             "version": f"msdspn_jax {msdspn_jax.__version__}",
             "threshold": predictor.threshold,
+            "score": SCORE,
             **predictor.facts,
         }
         self._write("predictions.json", {"info": info, "scenes": entries})
@@ -132,8 +160,9 @@ class Predict:
             self._draw(found, truth or {}, predictor.threshold, notes)
         number = sum(len(entry["objects"]) for entry in entries)
         print(
-            f"{number} objects in {len(entries)} images: {self.out / 'predictions.json'}"
-            + (f", pictures in {self.out / 'pictures'}" if self.pictures else "")
+            f"{number} objects in {len(entries)} images:"
+            f" {printable(str(self.out / 'predictions.json'))}"
+            + (f", pictures in {printable(str(self.out / 'pictures'))}" if self.pictures else "")
         )
         if notes.wrong:
             print(f"msdspn predict: {notes.wrong} skipped, named above", file=sys.stderr)
@@ -147,39 +176,37 @@ class Predict:
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag}: expected at least 1, got {value}")
-        if self.threshold is not None and not abs(self.threshold) < float("inf"):
-            raise UserError(f"--threshold: expected a finite number, got {self.threshold}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
+        if not 0 < self.time_limit < float("inf"):
+            raise UserError(f"--time-limit: expected a number > 0, got {self.time_limit}")
         if self.program is not None:
             for name, default in (("inner_steps", None), ("seed", 0)):
                 if getattr(self, name) != default:
                     flag = name.replace("_", "-")
                     raise UserError(f"--{flag}: fixed in a program when it was exported")
-        if self.out.exists() and not self.out.is_dir():
+        # os.path says of names that no file can have that they do not exist; pathlib raises.
+        if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"{self.out} is a file; --out needs a folder")
-        if (self.out / "predictions.json").exists() and not self.overwrite:
+        if os.path.exists(self.out / "predictions.json") and not self.overwrite:
             raise UserError(
                 f"{self.out / 'predictions.json'} exists; give --overwrite to replace it"
             )
 
     def _predictor(self) -> Predictor:
+        from msdspn_jax.clevr.objects import PRESENCE_THRESHOLD
+
+        if self.program is not None:
+            return self._isolated(self.program)
         import jax
 
         from msdspn_jax._cache import enable_compilation_cache
-        from msdspn_jax.clevr.objects import PRESENCE_THRESHOLD
 
         enable_compilation_cache()
-        found: Any = trained.find(
-            run=self.run, weights=self.weights, program=self.program, checkpoint=self.checkpoint
-        )
-        if self.program is not None:
-            settings = found.settings
-            names = ("model", "step", "inner_steps", "seed", "size")
-            facts = {"source": found.source} | {k: settings.get(k) for k in names}
-            threshold = settings["threshold"] if self.threshold is None else self.threshold
-            return Predictor(jax.jit(found.predict), settings["size"], threshold, facts)
+        found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
         config: Any = found.config
         facts = {
-            "source": found.source,
+            "source": in_utf8(found.source),
             "model": config.model,
             "step": found.step,
             "inner_steps": found.num_inner_steps(self.inner_steps),
@@ -189,16 +216,34 @@ class Predict:
         run = jax.jit(
             functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed)
         )
-        predict = functools.partial(run, found.variables)
+
+        def predict(images: Any) -> Callable[[], np.ndarray]:
+            return functools.partial(np.asarray, run(found.variables, images))
+
         threshold = PRESENCE_THRESHOLD if self.threshold is None else self.threshold
         return Predictor(predict, config.size, threshold, facts)
+
+    def _isolated(self, path: Path) -> Predictor:
+        from msdspn_jax.trained.isolated import IsolatedProgram
+
+        trained.check_one(run=self.run, weights=self.weights, program=path)
+        program = IsolatedProgram(path, time_limit=self.time_limit)
+        settings = program.settings
+        names = ("model", "step", "inner_steps", "seed", "size")
+        facts = {"source": in_utf8(program.source)} | {k: settings.get(k) for k in names}
+        threshold = settings["threshold"] if self.threshold is None else self.threshold
+        return Predictor(
+            lambda images: program.predict(images).result,
+            settings["size"],
+            threshold,
+            facts,
+            program.close,
+        )
 
     def _predict(
         self, predictor: Predictor, pictures: list[Picture], notes: _Notes
     ) -> list[tuple[Picture, np.ndarray]]:
         """Every image that could be read, with its elements, the most confident first."""
-        import numpy as np
-
         from msdspn_jax._progress import ProgressBar
         from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
@@ -206,10 +251,13 @@ class Predict:
         read = functools.partial(read_picture, size=predictor.size)
         found: list[tuple[Picture, np.ndarray]] = []
 
-        def receive(readings: list[Reading], elements: Any) -> None:
-            for reading, array in zip(readings, np.asarray(elements), strict=False):
-                if not np.isfinite(array).all():
-                    notes.skip(f"{reading.picture.path}: the prediction is not finite")
+        def receive(readings: list[Reading], wait: Callable[[], np.ndarray]) -> None:
+            for reading, array in zip(readings, wait(), strict=False):
+                if not np.abs(array).max() <= _LARGEST:  # So it is where there is a NaN.
+                    notes.skip(
+                        f"{reading.picture.path}: the prediction is not finite, or beyond"
+                        f" {_LARGEST:g}"
+                    )
                     continue
                 notes.count(reading, predictor.size)
                 order = np.argsort(-array[:, CLEVR_LAYOUT.presence], kind="stable")
@@ -239,7 +287,6 @@ class Predict:
         return found
 
     def _score(self, found: list[tuple[Picture, np.ndarray]], truth: dict[str, ClevrScene]) -> None:
-        import numpy as np
         from rich.console import Console
         from rich.table import Table
 
@@ -283,7 +330,7 @@ class Predict:
         from msdspn_jax import plots
         from msdspn_jax._progress import ProgressBar
         from msdspn_jax.clevr.entries import scene_camera
-        from msdspn_jax.clevr.files import decode_image, read_bytes
+        from msdspn_jax.clevr.files import read_image
         from msdspn_jax.clevr.objects import encode
         from msdspn_jax.clevr.plots import scene as draw_scene
 
@@ -294,7 +341,7 @@ class Predict:
                 report(i, len(found))
                 known = truth.get(picture.path.name)
                 try:
-                    image = decode_image(read_bytes(picture.path), str(picture.path))
+                    image = read_image(picture.path)
                 except UserError as error:
                     notes.skip(f"{error}; it could be read before")
                     continue
@@ -325,7 +372,7 @@ class _Notes:
     def skip(self, message: str) -> None:
         """Name what is wrong at once."""
         self.wrong += 1
-        print(f"msdspn predict: skipped: {message}", file=sys.stderr)
+        print(f"msdspn predict: skipped: {printable(message)}", file=sys.stderr)
 
     def count(self, reading: Reading, side: int) -> None:
         """Remember the size of an image."""
@@ -335,7 +382,7 @@ class _Notes:
             self._sizes[width, height] += 1
             # CLEVR's proportions, or squashed to a square already.
             if not (abs(2 * width / (3 * height) - 1) < 0.02 or width == height):
-                self._distorted.append(str(reading.picture.path))
+                self._distorted.append(printable(str(reading.picture.path)))
 
     def show(self) -> None:
         """Say what was done to the images."""
@@ -361,7 +408,7 @@ def collect(paths: Sequence[Path], notes: _Notes) -> list[Picture]:
     """The files that arguments name, each once, with names that are unique."""
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             files.append(path)
             continue
         try:
@@ -370,15 +417,38 @@ def collect(paths: Sequence[Path], notes: _Notes) -> list[Picture]:
             notes.skip(f"{path}: cannot be read ({error.strerror or error})")
             continue
         if not inside:
-            notes.skip(f"{path}: a folder without PNG or JPEG images")
+            notes.skip(f"{path}: a folder without PNG, JPEG, WebP or BMP images")
         files += inside
     # The same file named twice is one image.
     given: dict[str, Path] = {}
     for path in files:
         given.setdefault(os.path.abspath(path), path)
     once = list(given.values())
-    names = unique_names([path.name for path in once])
+    names = unique_names([portable_name(path.name) for path in once])
     return [Picture(path, name) for path, name in zip(once, names, strict=True)]
+
+
+def in_utf8(text: str) -> str:
+    r"""A text that UTF-8 can hold: the bytes of a name that it cannot are written as \xff."""
+    # How Python keeps such a byte.
+    return "".join(
+        f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text
+    ).encode(errors="backslashreplace").decode()  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what would control it, or is not UTF-8, is escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in in_utf8(text)
+    )
+
+
+def portable_name(name: str) -> str:
+    """A file's name as ``image_filename`` has it: no backslash, all printable, not too long."""
+    stem, suffix = os.path.splitext("".join(c if c.isprintable() else "_" for c in name))
+    # Cut so that a number and another suffix still fit into the 255 bytes of a name.
+    short = stem.encode()[:_LONGEST_STEM].decode(errors="ignore") + suffix[:_LONGEST_SUFFIX]
+    return short.replace("\\", "_")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -399,10 +469,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
     """Read and squash an image; what is wrong with it is returned, so that others go on."""
-    from msdspn_jax.clevr.files import decode_image, read_bytes, resize_image
+    from msdspn_jax.clevr.files import read_image, resize_image
 
     try:
-        image = decode_image(read_bytes(picture.path), str(picture.path))
+        image = read_image(picture.path)
     except UserError as error:
         return error
     height, width = image.shape[:2]
@@ -418,7 +488,7 @@ def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dic
 
     objects = decode(elements, threshold=threshold)
     entry = scene_to_json(ClevrScene(picture.name, tuple(objects)))
-    entry["source"] = str(picture.path)
+    entry["source"] = in_utf8(str(picture.path))
     for written, o in zip(entry["objects"], objects, strict=True):
         written["score"] = o.score
     return entry
@@ -437,7 +507,14 @@ def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
     if number > 1:
         raise UserError(f"{path}: {number} of the images are called {name}; which one is meant?")
     for name in counts:
-        scene_camera(scenes[name], f"{path}: {name}")  # Before any work, if it is damaged.
+        # Before any work, if it is damaged.
+        scene_camera(scenes[name], f"{path}: {name}")
+        for i, o in enumerate(scenes[name].objects):
+            if max(map(abs, (*o.position, o.score))) > _LARGEST:
+                raise UserError(
+                    f"{path}: {name}.objects[{i}]: expected coordinates and a score up to"
+                    f" {_LARGEST:g}, got {o.position} and {o.score}"
+                )
     return {name: scenes[name] for name in counts}
 
 
@@ -469,4 +546,8 @@ def main(argv: list[str]) -> int:
         prog="msdspn predict",
         description=inspect.cleandoc(Predict.__doc__ or ""),
     )
+    # Names may have letters that the terminal's encoding does not.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     return options.execute()

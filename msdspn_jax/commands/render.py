@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,7 +14,7 @@ from msdspn_jax._files import as_user_error, write_bytes, write_text
 from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
-_BATCH = 16
+_BATCH, _SIZE = 16, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Render:
     """Draw fresh scenes from this seed; scene i does not depend on how many are drawn."""
     num: int | None = None
     """How many fresh scenes; of a scenes file, only the first so many."""
-    size: int = 128
-    """Side of the square images, pixels."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Side of the square images, pixels. Default: 128."""
     full: bool = False
-    """Render the unsquashed 480x320 image instead."""
+    """Render the unsquashed 480x320 image instead; --size does not go with it."""
     quality: str = "default"
     """fast, default or high: 1, 4 or 16 samples a pixel."""
     split: str = "train"
@@ -54,7 +54,9 @@ class Render:
             raise UserError("--seed needs --num, the number of scenes")
         if self.num is not None and self.num < 1:
             raise UserError(f"--num: expected at least 1, got {self.num}")
-        if not 1 <= self.size <= 4096:
+        if self.full and self.size is not None:
+            raise UserError(f"--size: expected none with --full, which is 480x320, got {self.size}")
+        if self.size is not None and not 1 <= self.size <= 4096:
             raise UserError(f"--size: expected 1 to 4096, got {self.size}")
         if self.quality not in QUALITIES:
             raise UserError(
@@ -85,7 +87,7 @@ class Render:
 
         from msdspn_jax.clevr.render.trace import render
 
-        size = (320, 480) if self.full else self.size
+        size = (320, 480) if self.full else self.size or _SIZE
         entries = []
         with ProgressBar("rendering") as report:
             for total, scenes, batch in batches:

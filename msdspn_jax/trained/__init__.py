@@ -26,17 +26,15 @@ def find(
     Args:
         run: a run folder of ``msdspn train clevr``.
         weights: a safetensors file of ``msdspn export --weights``.
-        program: a zip file of ``msdspn export --out``; it runs without the code of the model.
+        program: a zip file of ``msdspn export --out``; it runs without the code of the model. It is
+            native code, which runs in this process: only for files that you trust.
         checkpoint: with a run: best (by validation), latest, or a step.
 
     Raises:
         UserError: more than one of them; or it is not there, cannot be read, or is a model of
             another task.
     """
-    given = {"run": run, "weights": weights, "program": program}
-    named = [f"--{name}" for name, path in given.items() if path is not None]
-    if len(named) > 1:
-        raise UserError(f"give only one of {', '.join(named)}")
+    check_one(run=run, weights=weights, program=program)
     # What is not asked for is not imported: a program runs without any model's code.
     if program is not None:
         from msdspn_jax.trained.program import load_program
@@ -56,3 +54,14 @@ def find(
     if model.task_name != "clevr":
         raise UserError(f"{model.source}: a model of the task {model.task_name}, expected clevr")
     return model
+
+
+def check_one(**given: str | Path | None) -> None:
+    """Refuse more than one place to find a model.
+
+    Raises:
+        UserError: names the flags that are given.
+    """
+    named = [f"--{name}" for name, path in given.items() if path is not None]
+    if len(named) > 1:
+        raise UserError(f"give only one of {', '.join(named)}")

@@ -4,6 +4,11 @@ A program is a zip file of three parts: ``model.jax_export`` (what `jax.export` 
 [batch, size, size, 3] to float32 [batch, set_size, 19], any batch), ``settings.json`` (image side,
 threshold, inner steps, what the 19 features mean) and ``predict.py``, `EXAMPLE`, which runs it with
 JAX, NumPy and Pillow alone.
+
+A program is native code: XLA compiles it to machine code and runs it with the rights of whoever
+runs it. `load_program` refuses what none of our own exports has (other custom calls, other shapes,
+talk with the outside), which catches damage and accidents. It does not make a program from an
+untrusted source safe.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,27 +26,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.interpreters import mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
 from jaxtyping import Array, Float, UInt8
 
 from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.clevr import objects as clevr
+from msdspn_jax.clevr.files import read_bytes
 from msdspn_jax.errors import UserError
 from msdspn_jax.training.run_folder import package_versions
 
 FORMAT = 1
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _PROGRAM, _SETTINGS = "model.jax_export", "settings.json"
+_MAX_BYTES = {_PROGRAM: 2**29, _SETTINGS: 2**20}
+#: All that exports of our models call: JAX's check that the batch has the size it is said to have.
+_CUSTOM_CALLS = ("shape_assertion",)
+_DIALECTS = ("builtin", "func", "stablehlo", "chlo", "sdy")
+_OUTSIDE = tuple(f"stablehlo.{x}" for x in ("infeed", "outfeed", "send", "recv"))
 
 #: How to run a program without msdspn_jax: ``python predict.py PROGRAM IMAGE``.
 EXAMPLE = """\
+# A program is native code, run with your rights: run only what you trust.
 import json, sys, zipfile
 import jax, jax.export, numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 program = zipfile.ZipFile(sys.argv[1])
 settings = json.loads(program.read("settings.json"))
 predict = jax.jit(jax.export.deserialize(bytearray(program.read("model.jax_export"))).call)
-image = Image.open(sys.argv[2]).convert("RGB").resize([settings["size"]] * 2, Image.BILINEAR)
+image = ImageOps.exif_transpose(Image.open(sys.argv[2], formats=["PNG", "JPEG", "WEBP", "BMP"]))
+if image.mode.startswith("I"):  # 16 bits: the high byte
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+grey = Image.new("RGBA", image.size, (128, 128, 128, 255))  # behind what is transparent
+image = Image.alpha_composite(grey, image.convert("RGBA")).convert("RGB")
+image = image.resize([settings["size"]] * 2, Image.BILINEAR)
 for y in np.asarray(predict(np.asarray(image)[None]))[0]:
     if y[settings["presence"]] > settings["threshold"]:
         words = [a["values"][y[slice(*a["features"])].argmax()] for a in settings["attributes"]]
@@ -80,7 +101,8 @@ def save_program(
         path: the file to write; whole or not at all. The same program gives the same bytes.
         predict: pure and jittable; the weights that it closes over become part of the program.
         size: side of the images.
-        threshold: from which presence on an element is an object, for whoever runs the program.
+        threshold: from which presence on an element is an object, for whoever runs the program;
+            from 0 to 1.
         platforms: what the program shall run on; it can be lowered without them.
         facts: anything else worth keeping in the settings.
 
@@ -88,7 +110,8 @@ def save_program(
         The settings.
 
     Raises:
-        ValueError: ``predict`` does not return float32 [batch, n, 19], or an unknown platform.
+        ValueError: ``predict`` does not return float32 [batch, n, 19], an unknown platform, or a
+            threshold outside of 0 to 1.
         UserError: the file cannot be written.
     """
     unknown = set(platforms) - set(PLATFORMS)
@@ -96,6 +119,8 @@ def save_program(
         raise ValueError(
             f"platforms: expected some of {', '.join(PLATFORMS)}, got {list(platforms)}"
         )
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold}")
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     with _without_source_locations():
@@ -141,39 +166,29 @@ def save_program(
 def load_program(path: str | Path) -> Program:
     """Read what `save_program` wrote; no model code is needed, nor imported.
 
+    The program is native code, which runs in this process: see this module's docstring.
+    `trained.isolated` runs one in a process of its own.
+
     Raises:
-        UserError: no such file; not such a file, a damaged one, or one of a newer version; the
-            program is not for this machine's accelerator.
+        UserError: no such file; not such a file, a damaged one, or one of a newer version; a
+            program that does what no export of ours does; or it is not for this machine's
+            accelerator.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            settings = json.loads(archive.read(_SETTINGS))
-            program = archive.read(_PROGRAM)
-        if settings["format"] > FORMAT:
-            raise UserError(
-                f"{path}: of format {settings['format']}, which a newer msdspn_jax wrote;"
-                f" this one reads up to {FORMAT}"
-            )
-        for name in ("size", "set_size", "threshold", "platforms", "versions"):
-            settings[name]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UserError:
-        raise
-    except Exception as error:  # zipfile and zlib raise half a dozen types for damaged files.
-        raise UserError(f"{path}: not an exported program, or damaged ({error})") from error
-    if any(settings.get(name) != value for name, value in layout_settings().items()):
-        raise UserError(f"{path}: its features are not laid out as this version's are")
+    program, settings = _read_parts(path)
     try:
         exported = export.deserialize(bytearray(program))
+        problem = _foreign(exported, settings)
     except ImportError:
         raise
     except Exception as error:
         made, here = settings["versions"].get("jax"), jax.__version__
         raise UserError(
-            f"{path}: JAX {here} does not read this program, which JAX {made} wrote ({error})"
+            f"{path}: JAX {here} does not read this program, which JAX {str(made)[:40]} wrote"
+            f" ({str(error)[:300]})"
         ) from error
+    if problem is not None:
+        raise UserError(f"{path}: refused, no export of msdspn_jax has {problem}")
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform == "cuda" and "rocm" in jax.devices()[0].client.platform_version.lower():
         platform = "rocm"
@@ -183,6 +198,100 @@ def load_program(path: str | Path) -> Program:
             f" {platform}; JAX_PLATFORMS={exported.platforms[0]} may do"
         )
     return Program(exported.call, settings, str(path))
+
+
+def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The serialised program and the settings, every one that is used checked."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    data = read_bytes(path, limit=_MAX_BYTES[_PROGRAM])
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            settings = json.loads(_unzip(archive, _SETTINGS))
+            program = _unzip(archive, _PROGRAM)
+        if settings["format"] > FORMAT:
+            raise UserError(
+                f"{path}: of format {str(settings['format'])[:40]}, which a newer msdspn_jax wrote;"
+                f" this one reads up to {FORMAT}"
+            )
+        for name, (expected, valid) in _VALID.items():
+            if not valid(settings[name]):
+                raise ValueError(f"{name}: expected {expected}, got {str(settings[name])[:80]}")
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and zlib raise half a dozen types for damaged files.
+        raise UserError(
+            f"{path}: not an exported program, or damaged ({str(error)[:300]})"
+        ) from error
+    if any(settings.get(name) != value for name, value in layout_settings().items()):
+        raise UserError(f"{path}: its features are not laid out as this version's are")
+    return program, settings
+
+
+def _unzip(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One part, of no more than its limit: a few bytes can unpack to gigabytes."""
+    with archive.open(name) as file:
+        data = file.read(_MAX_BYTES[name] + 1)
+    if len(data) > _MAX_BYTES[name]:
+        raise ValueError(f"{name} unpacks to more than {_MAX_BYTES[name]} bytes")
+    return data
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+#: What `predict` relies on in the settings of a program: what is expected, and whether it is so.
+_VALID: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "size": ("1 to 4096", lambda x: _is_whole(x, 1, 4096)),
+    "set_size": ("1 to 1000", lambda x: _is_whole(x, 1, 1000)),
+    "threshold": ("a number from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1),
+    "platforms": ("a list", lambda x: isinstance(x, list)),
+    "versions": ("an object", lambda x: isinstance(x, dict)),
+}
+
+
+def _foreign(exported: export.Exported, settings: dict[str, Any]) -> str | None:
+    """What a program has that none of our own exports has; None where there is nothing."""
+    if len(exported.in_avals) != 1 or len(exported.out_avals) != 1 or exported.nr_devices != 1:
+        return "so many inputs, outputs or devices"
+    n, size = settings["set_size"], settings["size"]
+    for kind, aval, dtype, tail in (
+        ("input", exported.in_avals[0], jnp.uint8, (size, size, 3)),
+        ("output", exported.out_avals[0], jnp.float32, (n, clevr.NUM_FEATURES)),
+    ):
+        if len(aval.shape) != 1 + len(tail) or aval.shape[1:] != tail or aval.dtype != dtype:
+            expected = f"{np.dtype(dtype)} [batch, {', '.join(map(str, tail))}]"
+            return f"the {kind} {aval}; expected {expected}"
+        if export.is_symbolic_dim(aval.shape[0]) is False:
+            return f"the {kind} {aval}, which is of one batch size"
+    call = jax.tree.structure(((0,), {})), jax.tree.structure(0)
+    if (exported.in_tree, exported.out_tree) != call:
+        return f"the arguments {exported.in_tree} -> {exported.out_tree}"
+    if exported.ordered_effects or exported.unordered_effects or exported.disabled_safety_checks:
+        return "effects, or safety checks turned off"
+    for operation, target in sorted(_operations(exported.mlir_module_serialized), key=str):
+        if operation == "stablehlo.custom_call" and target not in _CUSTOM_CALLS:
+            return f"the custom call {target!r}"
+        if operation.split(".")[0] not in _DIALECTS or operation in _OUTSIDE:
+            return f"the operation {operation}"
+    return None
+
+
+def _operations(module: bytes) -> set[tuple[str, str | None]]:
+    """Every kind of operation in a serialised module; of custom calls also the target."""
+    found: set[tuple[str, str | None]] = set()
+    with mlir.make_ir_context() as context:
+
+        def visit(operation: Any) -> ir.WalkResult:
+            target = None
+            if operation.name == "stablehlo.custom_call":
+                target = ir.StringAttr(operation.attributes["call_target_name"]).value
+            found.add((operation.name, target))
+            return ir.WalkResult.ADVANCE
+
+        stablehlo.deserialize_portable_artifact(context, module).operation.walk(visit)
+    return found
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ import numpy as np
 from msdspn_jax import tasks
 from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.errors import UserError
+from msdspn_jax.models.inner import ENERGY_MODELS
 from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.training.config import TrainConfig, from_dict
 from msdspn_jax.training.run_folder import package_versions
@@ -26,6 +29,19 @@ from msdspn_jax.training.task import Variables
 FORMAT = 1
 _ENTRY = "msdspn_jax"
 _BOX_MODEL = "clevr_small.safetensors"
+#: The most that a file may ask for, far above anything published: a file from elsewhere cannot
+#: make a prediction endless or larger than a machine.
+_BOUNDS = {
+    "size": 1024,
+    "set_size": 100,
+    "slot_iterations": 100,
+    "slot_dim": 4096,
+    "encoder_width": 1024,
+    "latent_dim": 16384,
+    "hidden_dim": 16384,
+    "eval_num_steps": 10_000,
+}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 class Model(NamedTuple):
@@ -131,30 +147,31 @@ def save_model(
 def load_model(path: str | Path) -> Model:
     """Read what `save_model` wrote, every name, shape and type checked against the model.
 
+    The file holds numbers and a description, no code. A description that would make a prediction
+    endless or enormous is refused, see `_BOUNDS`; weights are read when everything else fits.
+
     Raises:
         UserError: no such file; not such a file, a damaged one, or one of a newer version; weights
             that are not those of the model that its configuration describes.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        exists = os.path.exists(path)
+        raise UserError(f"{path}: {'not a regular file' if exists else 'no such file'}")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from error
-    record = _read_record(path, metadata)
-    module = tasks.load(record["task"])
-    config = _read_config(path, record["task"], record["config"])
-    try:
-        predictor = module.build_predictor(config)
-        expected = jax.eval_shape(predictor.init, jax.random.key(0))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: its configuration makes no model: {error}") from error
-    _check_arrays(path, arrays, expected)
+            record = _read_record(path, file.metadata() or {})
+            config = _read_config(path, record["task"], record["config"])
+            predictor, expected = _build(path, record["task"], config)
+            shapes = _by_name(expected)
+            _check_names(path, set(file.keys()), shapes.keys())
+            arrays = {name: _read_array(path, file, name, like) for name, like in shapes.items()}
+    except UserError:
+        raise
+    except Exception as error:  # safetensors raises a handful of types for damaged files.
+        raise UserError(f"{path}: not a readable safetensors file ({str(error)[:300]})") from error
     variables = jax.tree_util.tree_map_with_path(lambda key, _: arrays[_name(key)], expected)
     return Model(
         config, variables, record["step"], predictor, record["versions"], record["task"], str(path)
@@ -176,37 +193,58 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         for name, kind in kinds.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is no {kind.__name__}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged metadata ({error!r})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged metadata ({repr(error)[:300]})") from error
     return record
 
 
 def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
+    if task not in tasks.TASKS or not hasattr(tasks.load(task), "build_predictor"):
+        raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr")
     try:
-        return from_dict(tasks.load(task).Config, modernise(task, values))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: its configuration is not valid: {error}") from error
+        config: Any = from_dict(tasks.load(task).Config, modernise(task, values))
+        sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
+        if config.model in ENERGY_MODELS:
+            sizes["eval_num_steps"] = config.steps_at_evaluation
+        for name, value in sizes.items():
+            if value > _BOUNDS[name]:
+                raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
+    except Exception as error:  # Values of any type may stand anywhere in it.
+        raise UserError(f"{path}: its configuration is not valid: {str(error)[:300]}") from error
+    return config
 
 
-def _check_arrays(path: Path, arrays: dict[str, np.ndarray], expected: Any) -> None:
-    shapes = _by_name(expected)
+def _build(path: Path, task: str, config: TrainConfig) -> tuple[Any, Any]:
+    """The predictor, and its variables as shapes."""
+    try:
+        predictor = tasks.load(task).build_predictor(config)
+        return predictor, jax.eval_shape(predictor.init, jax.random.key(0))
+    except Exception as error:  # Whatever flax and JAX find wrong with a size or a word.
+        first = (str(error).splitlines() or [repr(error)])[0]
+        raise UserError(f"{path}: its configuration makes no model: {first[:300]}") from error
+
+
+def _check_names(path: Path, found: Set[str], expected: Set[str]) -> None:
     for what, names in (
-        ("lacks", shapes.keys() - arrays.keys()),
-        ("has, and the model does not,", arrays.keys() - shapes.keys()),
+        ("lacks", expected - found),
+        ("has, and the model does not,", found - expected),
     ):
         if names:
-            first = ", ".join(sorted(names)[:3])
+            first = ", ".join(name[:80] for name in sorted(names)[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"{path}: {what} {first}{more}")
-    for name, array in arrays.items():
-        like = shapes[name]
-        if (array.shape, array.dtype) != (like.shape, like.dtype):
-            raise UserError(
-                f"{path}: {name}: expected {like.dtype} {like.shape},"
-                f" got {array.dtype} {array.shape}"
-            )
-        if not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} holds a NaN or an infinity")
+
+
+def _read_array(path: Path, file: Any, name: str, like: Any) -> np.ndarray:
+    # The header first: its words for types are safetensors' own, and NumPy lacks some of them.
+    header = file.get_slice(name)
+    shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype(), header.get_dtype())
+    if (shape, dtype) != (like.shape, str(like.dtype)):
+        raise UserError(f"{path}: {name}: expected {like.dtype} {like.shape}, got {dtype} {shape}")
+    array = file.get_tensor(name)
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: {name} holds a NaN or an infinity")
+    return array
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 import io
 import itertools
 import json
+import os
+import subprocess
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from clevr_archive import HEIGHT, NUMBERS, WIDTH, assert_same_tree, make_archive
-from PIL import Image
+from PIL import Image, ImageOps
 
+from msdspn_jax.clevr import files
 from msdspn_jax.clevr.entries import parse_scene
 from msdspn_jax.clevr.files import ClevrFolder, decode_image, pipeline, resize_image
 from msdspn_jax.clevr.objects import ATTRIBUTES, decode
@@ -113,7 +118,7 @@ def test_pipeline_reports_what_is_damaged(tmp_path):
 
 # Fuzzing ----------------------------------------------------------------------------------------
 
-WRONG_TEXT = (5, None, [], {}, True, "", "pink", "../x.png", 0.5)
+WRONG_TEXT = (5, None, [], {}, True, "", "pink", "../x.png", "..", "a\0.png", "\ud800.png", 0.5)
 WRONG_NUMBER = ("1", None, [], {}, True, float("nan"), float("inf"), -1e300, 10**400)
 WRONG_LIST = (5, None, {}, "list", True, [1, 2], [1, 2, 3, 4], [[0], [0], [0]])
 
@@ -244,6 +249,173 @@ def test_no_mutated_file_passes_silently_or_crashes(tmp_path):
     with pytest.raises(UserError, match=r"CLEVR_val_scenes.json: cannot be read"):
         ClevrFolder(archive, "val")
     assert number >= 200
+
+
+# What images may be ------------------------------------------------------------------------------
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def of_mode(mode, *pixel):
+    return Image.new(mode, (3, 2), pixel if len(pixel) > 1 else pixel[0])
+
+
+RAMP = np.arange(0, 2**16, 16, dtype=np.uint16).reshape(64, 64)
+
+
+def palette(transparent):
+    image = Image.fromarray(np.full((2, 3), 1, np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    return saved(image, "PNG", **({"transparency": 1} if transparent else {}))
+
+
+def animation(kind):
+    frames = [of_mode("RGB", 200, 0, 0), of_mode("RGB", 0, 0, 200)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    return saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (saved(of_mode("1", 1), "PNG"), 255),
+        (saved(of_mode("L", 77), "PNG"), 77),
+        (saved(of_mode("RGB", 1, 2, 3), "BMP"), (1, 2, 3)),
+        (saved(of_mode("RGB", 1, 2, 3), "WEBP", lossless=True), (1, 2, 3)),
+        (saved(of_mode("LA", 77, 255), "PNG"), 77),
+        # Nothing of a pixel's hidden colour shows through.
+        (saved(of_mode("LA", 77, 0), "PNG"), 128),
+        (saved(of_mode("RGBA", 255, 0, 0, 0), "PNG"), 128),
+        (saved(of_mode("RGBA", 255, 0, 0, 255), "PNG"), (255, 0, 0)),
+        (saved(of_mode("RGBA", 228, 28, 128, 51), "PNG"), (148, 108, 128)),
+        (saved(of_mode("RGBA", 255, 0, 0, 0), "WEBP", lossless=True), 128),
+        (palette(transparent=False), (200, 100, 0)),
+        (palette(transparent=True), 128),
+        (saved(of_mode("L", 77), "PNG", transparency=77), 128),
+        (saved(of_mode("RGB", 1, 2, 3), "PNG", transparency=(1, 2, 3)), 128),
+        (saved(of_mode("I;16", 77 * 256 + 200), "PNG"), 77),
+        (saved(of_mode("I;16", 65535), "PNG"), 255),
+        (saved(of_mode("I;16", 999), "PNG", transparency=999), 128),
+        (animation("PNG"), (200, 0, 0)),
+        (animation("WEBP"), (200, 0, 0)),
+    ],
+)
+def test_every_kind_of_pixel_has_its_rule(data, expected):
+    decoded = decode_image(data, "image")
+    assert decoded.shape == (2, 3, 3)
+    np.testing.assert_array_equal(decoded, np.broadcast_to(np.uint8(expected), (2, 3, 3)))
+
+
+def test_cmyk_is_plain_arithmetic():
+    decoded = decode_image(saved(of_mode("CMYK", 255, 0, 0, 51), "JPEG", quality=100), "image")
+    assert abs(decoded.astype(int) - (0, 204, 204)).max() <= 2
+
+
+def test_sixteen_bits_become_eight():
+    expected = np.broadcast_to((RAMP >> 8)[..., None], (64, 64, 3))
+    np.testing.assert_array_equal(
+        decode_image(saved(Image.fromarray(RAMP), "PNG"), "image"), expected
+    )
+    eight = (RAMP >> 8).astype(np.uint8)
+    as_sixteen = Image.fromarray(eight.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(
+        decode_image(saved(as_sixteen, "PNG"), "image"),
+        decode_image(saved(Image.fromarray(eight), "PNG"), "image"),
+    )
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_images_are_turned_upright(orientation, kind):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(saved(image, "PNG", exif=exif))))
+    decoded = decode_image(saved(image, kind, exif=exif, **options), "image")
+    np.testing.assert_array_equal(decoded, np.asarray(turned))
+
+
+def test_damaged_notes_do_not_make_an_image_unreadable():
+    for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"):
+        data = saved(of_mode("RGB", 1, 2, 3), "PNG", exif=exif)
+        assert decode_image(data, "image")[0, 0].tolist() == [1, 2, 3]
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000"])
+def test_other_formats_are_not_opened(kind):
+    try:
+        data = saved(Image.new("RGB", (16, 16)), kind)
+    except OSError:
+        pytest.skip(f"no {kind} here")
+    with pytest.raises(UserError, match="expected PNG, JPEG, WEBP, BMP"):
+        decode_image(data, "photo.png")
+
+
+def test_a_picture_starts_no_program(monkeypatch):
+    def poisoned(*args, **kwargs):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", poisoned)
+    with pytest.raises(UserError, match="expected PNG, JPEG, WEBP, BMP"):
+        decode_image(EPS, "photo.png")
+
+
+def test_large_images_are_refused_before_they_are_decoded(monkeypatch):
+    side = 6000
+    data = {
+        "PNG": saved(Image.new("1", (side, side)), "PNG"),
+        "WEBP": saved(Image.new("RGB", (side, side)), "WEBP", lossless=True, method=0),
+        "BMP": saved(Image.new("1", (side, side)), "BMP"),
+    }
+    for kind, content in data.items():
+        tracemalloc.start()
+        with pytest.raises(UserError, match=f"1 to {2**25} pixels, got 6000 x 6000"):
+            decode_image(content, kind)
+        assert tracemalloc.get_traced_memory()[1] < 2e7 + 2 * len(content)
+        tracemalloc.stop()
+    monkeypatch.setattr(files, "MAX_IMAGE_BYTES", 10)
+    with pytest.raises(UserError, match="a: expected at most 10 bytes, got 11"):
+        decode_image(b"x" * 11, "a")
+
+
+def test_the_size_of_a_webp_is_known_without_its_decoder():
+    image = Image.new("RGB", (300, 70), (9, 9, 9))
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (300, 70))]}
+    for options in ({}, {"lossless": True}, frames, {"exif": Image.Exif().tobytes()}):
+        assert files._webp_size(saved(image, "WEBP", **options)) == (300, 70)
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    data = saved(Image.new("RGB", (16, 16)), "JPEG", progressive=True)
+    start = data.index(b"\xff\xda")
+    with pytest.raises(UserError, match="a JPEG of more than 500 scans"):
+        decode_image(data[:start] + data[start:-2] * 100, "image")
+
+
+def test_only_regular_files_are_read(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names here")
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UserError, match=r"cannot be read \(not a regular file\)"):
+            files.read_image(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        files.read_image(tmp_path)
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(2**40)  # Of which nothing is on the disk.
+    for read in (files.read_image, files.read_scenes):
+        with pytest.raises(UserError, match=r"large\.png: larger than the \d+ bytes that are read"):
+            read(tmp_path / "large.png")
+    with pytest.raises(UserError, match="larger than the 3 bytes"):
+        files.read_bytes(Path(__file__), limit=3)
 
 
 def test_other_image_formats_decode():

@@ -1,7 +1,10 @@
+import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from jax import export
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from msdspn_jax import cli
 from msdspn_jax.clevr import objects as layout
+from msdspn_jax.clevr.files import read_image
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.clevr import model as clevr_model
@@ -99,7 +104,7 @@ def run(code, cache, *argv):
 
 def test_a_program_runs_without_the_model(box, tmp_path):
     weights, path = box("slot-mlp"), tmp_path / "model.zip"
-    argv = ["export", "--out", str(path), "--threshold", "-10", "--no-check"]
+    argv = ["export", "--out", str(path), "--threshold", "0", "--no-check"]
     assert cli.main(argv) == 0
     image = tmp_path / "image.png"
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
@@ -109,20 +114,20 @@ def test_a_program_runs_without_the_model(box, tmp_path):
     keys = jax.random.key(0)[None]
     predict = jax.jit(model.predictor.predict)
     expected = np.asarray(predict(model.variables, pixels[None], keys).objects[0])
-    found = layout.decode(expected, threshold=-10)
-    assert len(found) == 10
+    found = layout.decode(expected, threshold=0)
+    assert found
 
     with zipfile.ZipFile(path) as archive:
         (tmp_path / "predict.py").write_bytes(archive.read("predict.py"))
         settings = json.loads(archive.read("settings.json"))
     assert settings["model"] == "slot-mlp"
     assert (settings["size"], settings["step"], settings["seed"]) == (16, 3, 0)
-    assert settings["threshold"] == -10
+    assert settings["threshold"] == 0
     assert settings["platforms"] == ["cpu", "cuda", "rocm", "tpu"]
     alone = run(ALONE, tmp_path / "cache", tmp_path / "predict.py", path, image)
     assert alone.returncode == 0, alone.stderr
     lines = alone.stdout.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == len(found)
     for line, o in zip(lines, found, strict=True):
         words, numbers = line.split("[")
         assert words.split() == [o.material, o.color, o.shape, o.size]
@@ -164,11 +169,13 @@ def test_weights_and_program_predict_the_same_for_any_batch(box, tmp_path, capsy
     for source in (["--program", str(path)], ["--weights", str(copy), "--seed", "4"]):
         out = tmp_path / f"out{len(found)}"
         batch = ("2", "8")[len(found)]
-        argv = [*images, "--out", str(out), "--batch-size", batch, "--threshold", "-10"]
+        argv = [*images, "--out", str(out), "--batch-size", batch, "--threshold", "0"]
         assert cli.main(["predict", *source, *argv, "--no-pictures"]) == 0
         scenes = json.loads((out / "predictions.json").read_text())["scenes"]
         found.append([[o["score"] for o in s["objects"]] for s in scenes])
-    np.testing.assert_allclose(*found, atol=1e-5)
+    assert sum(map(len, found[0])) > 0
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, capsys):
@@ -243,6 +250,10 @@ def test_bad_flags_are_told(box, tmp_path, capsys):
     assert "name the same file" in message("--out", a, "--weights", tmp_path / "x" / ".." / "a")
     assert "is a folder" in message("--out", tmp_path)
     assert "--inner-steps: expected at least 1" in message("--out", a, "--inner-steps", 0)
+    for threshold in (2, -1, "nan"):
+        assert "--threshold: expected a number from 0 to 1" in message(
+            "--out", a, "--threshold", threshold
+        )
     assert "slot-attention has no inner loop" in message("--out", a, "--inner-steps", 3)
     assert "is not a run folder" in message("--out", a, "--run", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"task": "digits", "config": {}}))
@@ -274,6 +285,12 @@ def test_damaged_and_foreign_programs_are_refused(tmp_path):
         ({"format": 99}, "of format 99, which a newer"),
         ({"presence": 3}, "features are not laid out as"),
         ({}, "does not read this program"),
+        ({"size": 10**9}, "size: expected 1 to 4096, got 1000000000"),
+        ({"size": "4"}, "size: expected 1 to 4096, got 4"),
+        ({"set_size": True}, "set_size: expected 1 to 1000, got True"),
+        ({"threshold": 2}, "threshold: expected a number from 0 to 1, got 2"),
+        ({"threshold": float("nan")}, "threshold: expected a number from 0 to 1, got nan"),
+        ({"versions": []}, r"versions: expected an object, got \[\]"),
     ):
         with pytest.raises(UserError, match=words):
             programs.load_program(rewritten(**changes))
@@ -294,3 +311,120 @@ def test_only_sets_of_objects_are_exported(tmp_path):
     with pytest.raises(ValueError, match="platforms: expected some of cpu"):
         programs.save_program(tmp_path / "a", constant, size=4, platforms=("abacus",))
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ValueError, match="threshold: expected a number from 0 to 1, got 2"):
+        programs.save_program(tmp_path / "a", constant, size=4, threshold=2)
+
+
+# Programs from elsewhere ------------------------------------------------------------------------
+
+
+def put(path, program, **changes):
+    """A program as an attacker would write it: no check of ours at the time of writing."""
+    settings = {
+        "format": 1, "size": 4, "set_size": 10, "threshold": 0.5, "platforms": ["cpu"],
+        "versions": {}, **programs.layout_settings(), **changes,
+    }  # fmt: skip
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("settings.json", json.dumps(settings))
+        archive.writestr("model.jax_export", program)
+    return path
+
+
+def exported(function, shape=("b", 4, 4, 3), dtype="uint8", **options):
+    shape = export.symbolic_shape(", ".join(map(str, shape)))
+    like = jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    return bytes(export.export(jax.jit(function), **options)(like).serialize())
+
+
+def calls_out(images):
+    zero = jax.ffi.ffi_call("launch_missiles", jax.ShapeDtypeStruct((), np.float32))()
+    return constant(images) + zero
+
+
+def solves(images):
+    x = images[:, :3, :3, 0].astype(np.float32) + jax.numpy.eye(3)
+    return jax.numpy.zeros((images.shape[0], 10, 19)) + jax.numpy.linalg.qr(x)[1].sum()
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (lambda: exported(lambda x: x[:, 0, 0, 0] * 1.0), "the output float32"),
+        (lambda: exported(constant, ("b", 5, 5, 3)), r"uint8 \[batch, 4, 4, 3\]"),
+        (lambda: exported(constant, dtype="float32"), "the input float32"),
+        (lambda: exported(constant, (2, 4, 4, 3)), "which is of one batch size"),
+        (lambda: exported(lambda x: constant(x)[:, :9]), r"float32 \[batch, 10, 19\]"),
+        (lambda: exported(lambda x: (constant(x), x)), "so many inputs"),
+        (lambda: exported(lambda x: {"a": constant(x)}), "the arguments"),
+        (lambda: exported(solves), "the custom call 'lapack_"),
+    ],
+)
+def test_what_no_export_of_ours_does_is_refused(program, words, tmp_path):
+    path = put(tmp_path / "a.zip", program())
+    with pytest.raises(UserError, match=rf"a\.zip: refused, no export .*{words}"):
+        programs.load_program(path)
+
+
+def test_calls_of_other_native_code_are_refused(tmp_path):
+    checks = [export.DisabledSafetyCheck.custom_call("launch_missiles")]
+    program = exported(calls_out, disabled_checks=checks)
+    with pytest.raises(UserError, match=r"refused, .* safety checks turned off"):
+        programs.load_program(put(tmp_path / "a.zip", program))
+    # A forger would not leave that written in it.
+    forged = dataclasses.replace(export.deserialize(bytearray(program)), disabled_safety_checks=[])
+    with pytest.raises(UserError, match=r"refused, .* the custom call 'launch_missiles'"):
+        programs.load_program(put(tmp_path / "a.zip", bytes(forged.serialize())))
+
+
+def test_what_our_exports_call_is_known(weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(clevr_model.STAGES, "resnet18", (1, 1, 1, 1))
+    small = {"size": 64, "encoder_width": 2, "latent_dim": 4, "hidden_dim": 4}
+    kinds = [Inner(eval_num_steps=2, pool="relation", tolerance=1e-3)]
+    kinds += [Inner(eval_num_steps=2, projection="simplex")]
+    for inner in kinds:
+        config = clevr.Config(model="idspn", **small, inner=inner)
+        predictor = clevr.build_predictor(config)
+        model = weights_files.Model(config, random_variables(config), 0, predictor, {})
+        predict = functools.partial(model.predict, model.variables)
+        programs.save_program(tmp_path / "a.zip", predict, size=64)
+        programs.load_program(tmp_path / "a.zip")
+
+
+def test_zips_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
+    path = put(tmp_path / "a.zip", exported(constant))
+    programs.load_program(path)
+    monkeypatch.setitem(programs._MAX_BYTES, "model.jax_export", 10**6)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"model\.jax_export unpacks to more than 1000000 bytes"):
+        programs.load_program(put(path, bytes(10**8)))
+    tracemalloc.stop()
+    with pytest.raises(UserError, match=r"settings\.json unpacks to more than 1048576 bytes"):
+        programs.load_program(put(path, b"", more=" " * 2**21))
+    path.write_bytes(os.urandom(10**6 + 1))
+    with pytest.raises(UserError, match="larger than the 1000000 bytes that are read"):
+        programs.load_program(path)
+    assert programs.EXAMPLE.startswith("# A program is native code")
+
+
+def test_the_little_script_sees_images_as_the_library_does(tmp_path):
+    """Up to where it predicts: every kind of pixel, and no other formats."""
+    code = programs.EXAMPLE
+    lines = code[code.index("image = ") : code.index("image = image.resize")]
+    rng = np.random.default_rng(0)
+    for mode, shape, dtype in (
+        ("RGB", (5, 4, 3), np.uint8), ("RGBA", (5, 4, 4), np.uint8), ("I;16", (5, 4), np.uint16),
+        ("LA", (5, 4, 2), np.uint8), ("L", (5, 4), np.uint8),
+    ):  # fmt: skip
+        pixels = rng.integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+        image = Image.fromarray(pixels)
+        assert image.mode == mode
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "a.png", exif=exif)
+        names = {"Image": Image, "ImageOps": ImageOps, "np": np}
+        names["sys"] = SimpleNamespace(argv=["predict.py", "", tmp_path / "a.png"])
+        exec(lines, names)
+        np.testing.assert_array_equal(np.asarray(names["image"]), read_image(tmp_path / "a.png"))
+    Image.new("L", (3, 3)).save(tmp_path / "a.png", "GIF")
+    with pytest.raises(UnidentifiedImageError):
+        exec(lines, names)

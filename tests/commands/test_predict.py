@@ -1,4 +1,7 @@
+import concurrent.futures
+import dataclasses
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +14,9 @@ from msdspn_jax import cli
 from msdspn_jax.clevr import objects as clevr
 from msdspn_jax.clevr.entries import scene_to_json
 from msdspn_jax.clevr.files import ClevrFolder, read_scenes, resize_image
-from msdspn_jax.commands.predict import unique_names
+from msdspn_jax.commands.predict import portable_name, printable, unique_names
+from msdspn_jax.trained import isolated, weights
 from msdspn_jax.trained import program as programs
-from msdspn_jax.trained import weights
 
 SIZE = 16
 OBJECTS = (
@@ -39,8 +42,26 @@ def program(tmp_path_factory):
     return path
 
 
+class InThisProcess:
+    """Stands in for a process of its own, which takes seconds to start."""
+
+    def __init__(self, path, *, time_limit):
+        self._program = programs.load_program(path)
+        self.settings, self.source = self._program.settings, self._program.source
+
+    def predict(self, images):
+        future = concurrent.futures.Future()
+        future.set_result(np.asarray(self._program.predict(images)))
+        return future
+
+    def close(self):
+        pass
+
+
 @pytest.fixture
-def run(program, tmp_path):
+def run(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolated, "IsolatedProgram", InThisProcess)
+
     def run(*images, out="out", **flags):
         argv = ["--program", program, "--out", tmp_path / out, *images]
         for name, value in flags.items():
@@ -188,9 +209,9 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
     quiet = {"no-pictures": True}
     assert run(image, threshold=0.1, **quiet) == 0
     assert len(read_scenes(tmp_path / "out" / "predictions.json")[0].objects) == 3
-    assert run(image, threshold=5, **quiet) == 2
+    assert run(image, threshold=1, **quiet) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert run(image, threshold=5, overwrite=True, **quiet) == 0
+    assert run(image, threshold=1, overwrite=True, **quiet) == 0
     assert read_scenes(tmp_path / "out" / "predictions.json")[0].objects == ()
 
 
@@ -202,12 +223,17 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
         ({"batch-size": 0}, "--batch-size: expected at least 1, got 0"),
         ({"inner-steps": 5}, "--inner-steps: fixed in a program"),
         ({"seed": 5}, "--seed: fixed in a program"),
-        ({"threshold": "nan"}, "--threshold: expected a finite number"),
+        ({"threshold": "nan"}, "--threshold: expected a number from 0 to 1, got nan"),
+        ({"threshold": 2}, "--threshold: expected a number from 0 to 1, got 2"),
+        ({"threshold": -0.1}, "--threshold: expected a number from 0 to 1, got -0.1"),
+        ({"time-limit": 0}, "--time-limit: expected a number > 0, got 0"),
+        ({"out": "n" * 300}, "cannot be written (File name too long)"),
         ({"artefact": "r"}, "--artefact is now called --program"),
         ({"scenes": "none.json"}, "none.json: cannot be read"),
     ],
 )
 def test_bad_flags_are_told(run, tmp_path, capsys, flags, words):
+    flags = {"no-pictures": True, **flags}
     assert run(picture(tmp_path / "a.png"), **flags) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -225,3 +251,95 @@ def test_without_a_model(tmp_path, monkeypatch, capsys):
     assert "no images given" in capsys.readouterr().err
     assert cli.main(["predict", image, *out, "--program", image]) == 2
     assert "not an exported program, or damaged" in capsys.readouterr().err
+
+
+# Names and scores -------------------------------------------------------------------------------
+
+STRANGE = (
+    r"back\slash.png", "$$.png", "$x^2$.png", "$\\frac{.png", "new\nline.png", "\x1b[31mred.png",
+    " .png", "%s{0}.png", "-dash.png", "[/bold].png", "日本.png", "é.png",
+    "long" * 62 + ".png", os.fsdecode(b"not-utf8-\xff.png"), "x" * 250 + ".bmp", ".png", "noname",
+    os.fsdecode(b"also \xff\\ and more " + b"\xe9" * 200 + b".png"),
+)  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its file systems have none of these names")
+def test_no_name_ends_it_for_the_others(run, tmp_path, capsys):
+    folder, good = tmp_path / "folder", []
+    folder.mkdir()
+    for i, name in enumerate(STRANGE):
+        try:
+            Image.new("RGB", (SIZE, SIZE), (0, i, 0)).save(folder / name, "png")
+        except OSError:  # Some file systems keep UTF-8 alone.
+            continue
+        good.append(folder / name)
+    assert len(good) > 10
+    bad = [tmp_path / ("n" * 300), tmp_path / "nul\0.png"]
+    assert run(*good, *bad) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped: ") == len(bad)
+    assert "\x1b" not in captured.out + captured.err
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())["scenes"]
+    # Every name can be read back, and it is known whose it is.
+    scenes = read_scenes(tmp_path / "out" / "predictions.json")
+    assert len(scenes) == len(written) == len(good)
+    for path, entry in zip(good, written, strict=True):
+        if "not-utf8" not in path.name and "also" not in path.name:
+            assert entry["source"] == str(path)
+        json.dumps(entry, ensure_ascii=False).encode()
+    names = [entry["image_filename"] for entry in written]
+    assert {"back_slash.png", "$$.png", "new_line.png", "not-utf8-_.png", "日本.png"} <= {*names}
+    assert len([*(tmp_path / "out" / "pictures").iterdir()]) == len(good)
+
+
+def test_names_for_terminals_and_files():
+    assert printable("a\udcff\n\x1b[.png") == r"a\xff\n\x1b[.png"
+    assert printable("é 日本") == "é 日本"
+    assert portable_name("\\\\x\n\udcff.png") == "__x__.png"
+    assert portable_name("plain name-2.png") == "plain name-2.png"
+    assert len(portable_name("日" * 85 + ".png").encode()) <= 220
+
+
+def test_scores_are_presences_and_not_changed(run, tmp_path, monkeypatch, capsys):
+    above = (dataclasses.replace(OBJECTS[0], score=1.25),)
+    monkeypatch.setattr(
+        InThisProcess,
+        "__init__",
+        lambda self, path, *, time_limit: vars(self).update(
+            settings={"size": SIZE, "threshold": 0.5}, source="p"
+        ),
+    )
+    future = concurrent.futures.Future()
+    future.set_result(clevr.encode(above)[None])
+    monkeypatch.setattr(InThisProcess, "predict", lambda self, images: future)
+    assert run(picture(tmp_path / "a.png"), **{"no-pictures": True}) == 0
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["scenes"][0]["objects"][0]["score"] == 1.25
+    assert "no probability" in written["info"]["score"]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "It ranks objects and is no probability" in words
+    for word in ("native code", "mid-grey", "EXIF", "16 bits", "CMYK", "animation"):
+        assert word in words
+
+
+def test_a_prediction_that_cannot_be_written_back_is_skipped(run, tmp_path, monkeypatch, capsys):
+    huge = clevr.encode(OBJECTS)
+    huge[0, 0] = 3e38
+    future = concurrent.futures.Future()
+    future.set_result(huge[None])
+    monkeypatch.setattr(InThisProcess, "predict", lambda self, images: future)
+    assert run(picture(tmp_path / "a.png")) == 1
+    assert "a.png: the prediction is not finite, or beyond 1e+06" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"position": (3e38, 0.0, 0.0)}, {"score": 3e38}])
+def test_a_truth_out_of_this_world_is_refused(run, tmp_path, capsys, change):
+    scene = clevr.ClevrScene("a.png", (dataclasses.replace(OBJECTS[0], **change),))
+    (tmp_path / "truth.json").write_text(json.dumps({"scenes": [scene_to_json(scene)]}))
+    assert run(picture(tmp_path / "a.png"), scenes=tmp_path / "truth.json") == 2
+    assert "a.png.objects[0]: expected coordinates and a score up to 1e+06" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()

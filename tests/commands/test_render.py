@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msdspn_jax import cli
+from msdspn_jax import cli, tasks
 from msdspn_jax.clevr.files import ClevrFolder
 
 BLENDER = pathlib.Path(__file__).parents[1] / "data" / "clevr_blender" / "CLEVR_calib_scenes.json"
@@ -62,6 +62,7 @@ def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
         (("--seed", 1, "--num", 1, "--quality", "best"), "--quality: expected one of fast"),
         (("--seed", 1, "--num", 1, "--split", "a/b"), "--split: expected a plain word"),
         (("--scenes", "missing.json"), "missing.json"),
+        (("--seed", 1, "--num", 1, "--full", "--size", 128), "--size: expected none with --full"),
     ],
 )
 def test_errors_are_plain(argv, words, tmp_path, capsys):
@@ -77,3 +78,39 @@ def test_a_scene_that_cannot_be_rendered_is_named(tmp_path, capsys):
     broken.write_text(json.dumps(content))
     assert run("--scenes", broken, "--out", tmp_path / "out") == 2
     assert "broken.json: scenes[2].objects[1].3d_coords" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "location",
+    [[10**400] * 3, [1e300, 0, 1], ["a", 0, 1], [[[1]]], [0, 0], None, {}, [float("nan"), 0, 1]],
+)
+@pytest.mark.parametrize("what", ["camera", "lights"])
+def test_a_camera_from_nowhere_is_refused_in_words(location, what, tmp_path, capsys):
+    content = json.loads(BLENDER.read_text())
+    entry = content["scenes"][0][what]
+    (entry if what == "camera" else entry["Lamp_Key"])["location"] = location
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps(content))
+    assert run("--scenes", broken, "--out", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert f"broken.json: scenes[0].{what}" in message
+    assert len(message) < 400
+
+
+def test_a_file_that_is_not_text_is_refused_in_words(tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    broken.write_bytes(
+        BLENDER.read_bytes().replace(b"train", b"tr\xffin").replace(b"calib", b"c\xfflib")
+    )
+    assert run("--scenes", broken, "--out", tmp_path / "out") == 2
+    assert "broken.json: not a readable JSON file" in capsys.readouterr().err
+
+
+def test_reports_are_listed_for_the_tasks_that_have_one(capsys):
+    for argv in (["report", "--help"], ["report"]):
+        cli.main(argv)
+        listed = capsys.readouterr().out.split("Tasks: ")[1].strip().split(", ")
+        assert listed == [name for name in tasks.TASKS if hasattr(tasks.load(name), "report")]
+        assert "digits" not in listed
+    assert cli.main(["report", "digits"]) == 2
+    assert "there is no report for digits" in capsys.readouterr().err

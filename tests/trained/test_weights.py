@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import numpy as np
@@ -89,6 +90,28 @@ def no_step(arrays, record):
     del record["step"]
 
 
+def another_task(arrays, record):
+    record["task"] = "digits"
+
+
+def no_task(arrays, record):
+    record["task"] = "no such task"
+
+
+def energy(**inner):
+    def change(arrays, record):
+        record["config"] |= {"model": "idspn", "inner": inner}
+
+    return change
+
+
+def with_value(name, value):
+    def change(arrays, record):
+        record["config"][name] = value
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -103,6 +126,19 @@ def no_step(arrays, record):
         (unknown_field, "fields that this version of msdspn_jax knows, got flux"),
         (bad_value, "configuration is not valid: size: expected an integer >= 1, got -1"),
         (newer, "format 99, which a newer msdspn_jax wrote"),
+        (another_task, "a model of the task digits, expected clevr"),
+        (no_task, "a model of the task no such task, expected clevr"),
+        # A prediction must end, and fit.
+        (energy(eval_num_steps=10**9), "eval_num_steps: expected at most 10000, got 1000000000"),
+        (energy(late_num_steps=10**9), "eval_num_steps: expected at most 10000"),
+        (energy(eval_num_steps="9"), "eval_num_steps: expected an integer"),
+        (with_value("slot_iterations", 10**9), "slot_iterations: expected at most 100"),
+        (with_value("size", 10**6), "size: expected at most 1024"),
+        (with_value("hidden_dim", 10**30), "hidden_dim: expected at most 16384"),
+        (with_value("inner", [1]), "configuration is not valid"),
+        (with_value("run", {"dir": {"a": {}}}), "configuration is not valid"),
+        (with_value("model", ["idspn"]), "configuration makes no model"),
+        (with_value("model", "gpt"), "configuration"),
         (no_step, r"damaged metadata \(KeyError\('step'\)\)"),
     ],
 )
@@ -130,6 +166,56 @@ def test_other_files_are_refused(path, tmp_path, variables):
     with pytest.raises(UserError, match="expected a place that can be written"):
         weights.save_model(tmp_path / "file" / "x", CONFIG, variables, step=0)
     assert not (tmp_path / "bad").exists()
+
+
+def raw(header, data=b""):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def test_types_that_numpy_lacks_are_refused_in_words(path):
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name = "params/features/conv1/kernel"
+    for dtype in ("BF16", "F8_E4M3", "F8_E5M2", "I8", "BOOL", "F4", "NONE", "F32x"):
+        changed = json.loads(json.dumps(header))
+        changed[name]["dtype"] = dtype
+        path.write_bytes(raw(changed, data[8 + size :]))
+        with pytest.raises(UserError, match=r"a\.safetensors: "):
+            weights.load_model(path)
+    # With as many bytes as the type needs, so that the reader itself has nothing to say.
+    count = int(np.prod(header[name]["shape"]))
+    others = {k: v for k, v in header.items() if k == "__metadata__"}
+    for dtype, width in (("BF16", 2), ("F8_E4M3", 1), ("I8", 1), ("U64", 8)):
+        start, offset, parts = 0, 0, {}
+        for key in sorted(
+            header.keys() - {"__metadata__"}, key=lambda k: header[k]["data_offsets"]
+        ):
+            begin, end = header[key]["data_offsets"]
+            length = count * width if key == name else end - begin
+            parts[key] = {**header[key], "data_offsets": [start, start + length]}
+            start, offset = start + length, end
+        parts[name]["dtype"] = dtype
+        path.write_bytes(raw({**others, **parts}, bytes(start)))
+        with pytest.raises(UserError, match=rf"{name}: expected float32 \(5, 5, 3, 4\), got"):
+            weights.load_model(path)
+    assert offset == len(data) - 8 - size
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes with names here")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(UserError, match="not a regular file"):
+            weights.load_model(place)
+    with pytest.raises(UserError, match="no such file"):
+        weights.load_model(tmp_path / ("n" * 300))
+    path = tmp_path / "deep"
+    path.write_bytes(raw({"__metadata__": {"msdspn_jax": "[" * 100_000}}))
+    with pytest.raises(UserError, match="damaged metadata"):
+        weights.load_model(path)
 
 
 def test_the_model_in_the_box():
