@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from msdspn_jax.errors import UserError
 
@@ -22,7 +24,7 @@ class Demo:
     """Where the pictures go."""
     steps: int = 700
     """Training steps of each model."""
-    inner_steps: int = 12
+    inner_steps: Annotated[int, tyro.conf.arg(name="inner.num-steps")] = 12
     """Steps of the inner minimisation that decodes a set."""
     seed: int = 0
     """Initial parameters and order of the data."""
@@ -225,7 +227,7 @@ def _report(options: Demo, results: dict[str, Any], console: Any) -> None:
         "Backward pass: seconds of loss and gradient less those of the loss. Peak memory:"
         " XLA's temporary buffers of loss and gradient (of the loss alone:"
         f" {results['iDSPN'].forward_bytes / 2**20:.1f} MiB). DSPN's grows with the"
-        " inner steps, iDSPN's does not: try --inner-steps 40.",
+        " inner steps, iDSPN's does not: try --inner.num-steps 40.",
         highlight=False,
         style="dim",
     )

@@ -45,7 +45,7 @@ class Export:
     """The program to write, for example model.zip."""
     weights: OptionalPath = None
     """A safetensors file to write."""
-    inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps of the program. Default: those that the model is evaluated with."""
     threshold: float = 0.5
     """Presence above which an element is an object, 0 to 1: a setting of the program."""
@@ -66,7 +66,7 @@ class Export:
         if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
             raise UserError(f"--out and --weights name the same file, {self.out}")
         if self.inner_steps is not None and self.inner_steps < 1:
-            raise UserError(f"--inner-steps: expected at least 1, got {self.inner_steps}")
+            raise UserError(f"--inner.num-steps: expected at least 1, got {self.inner_steps}")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         for path in targets:

@@ -111,7 +111,7 @@ class Predict:
     """With --program: seconds that a batch may take, compilation included."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Presence above which an element is an object, 0 to 1. Default: 0.5, or the program's."""
-    inner_steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
     seed: int = 0
     """Of random initial sets and slots, where the model has them: the same for every image."""
@@ -171,20 +171,21 @@ class Predict:
     def _check(self) -> None:
         if not self.images:
             raise UserError("no images given; see msdspn predict --help")
-        for name in ("batch_size", "inner_steps"):
-            value = getattr(self, name)
+        for flag, value in (
+            ("--batch-size", self.batch_size),
+            ("--inner.num-steps", self.inner_steps),
+        ):
             if value is not None and value < 1:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag}: expected at least 1, got {value}")
+                raise UserError(f"{flag}: expected at least 1, got {value}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         if not 0 < self.time_limit < float("inf"):
             raise UserError(f"--time-limit: expected a number > 0, got {self.time_limit}")
         if self.program is not None:
-            for name, default in (("inner_steps", None), ("seed", 0)):
-                if getattr(self, name) != default:
-                    flag = name.replace("_", "-")
-                    raise UserError(f"--{flag}: fixed in a program when it was exported")
+            fixed = {"--inner.num-steps": self.inner_steps is None, "--seed": self.seed == 0}
+            for flag, left_alone in fixed.items():
+                if not left_alone:
+                    raise UserError(f"{flag}: fixed in a program when it was exported")
         # os.path says of names that no file can have that they do not exist; pathlib raises.
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"{self.out} is a file; --out needs a folder")

@@ -77,7 +77,7 @@ class Model(NamedTuple):
         if config.model in ("idspn", "dspn"):
             return asked or config.steps_at_evaluation
         if asked is not None:
-            raise UserError(f"--inner-steps: the model {config.model} has no inner loop")
+            raise UserError(f"--inner.num-steps: the model {config.model} has no inner loop")
         return None
 
     def predict(

@@ -195,7 +195,7 @@ def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, cap
         return predict(self, *args, inner_steps=inner_steps)
 
     monkeypatch.setattr(clevr_model.Predictor, "predict", spy)
-    argv = ["export", "--out", str(out), "--platforms", "cpu", "--inner-steps", "2"]
+    argv = ["export", "--out", str(out), "--platforms", "cpu", "--inner.num-steps", "2"]
     assert cli.main(argv) == 0
     assert set(asked) == {2}
     # It was run beside the model, which is where a program that does something else is noticed.
@@ -249,12 +249,12 @@ def test_bad_flags_are_told(box, tmp_path, capsys):
     a = tmp_path / "a"
     assert "name the same file" in message("--out", a, "--weights", tmp_path / "x" / ".." / "a")
     assert "is a folder" in message("--out", tmp_path)
-    assert "--inner-steps: expected at least 1" in message("--out", a, "--inner-steps", 0)
+    assert "--inner.num-steps: expected at least 1" in message("--out", a, "--inner.num-steps", 0)
     for threshold in (2, -1, "nan"):
         assert "--threshold: expected a number from 0 to 1" in message(
             "--out", a, "--threshold", threshold
         )
-    assert "slot-attention has no inner loop" in message("--out", a, "--inner-steps", 3)
+    assert "slot-attention has no inner loop" in message("--out", a, "--inner.num-steps", 3)
     assert "is not a run folder" in message("--out", a, "--run", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"task": "digits", "config": {}}))
     assert "a run of the task digits, expected clevr" in message("--out", a, "--run", tmp_path)

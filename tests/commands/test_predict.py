@@ -221,7 +221,7 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
         ({"run": "r"}, "only one of --run, --program"),
         ({"weights": "r"}, "only one of --weights, --program"),
         ({"batch-size": 0}, "--batch-size: expected at least 1, got 0"),
-        ({"inner-steps": 5}, "--inner-steps: fixed in a program"),
+        ({"inner.num-steps": 5}, "--inner.num-steps: fixed in a program"),
         ({"seed": 5}, "--seed: fixed in a program"),
         ({"threshold": "nan"}, "--threshold: expected a number from 0 to 1, got nan"),
         ({"threshold": 2}, "--threshold: expected a number from 0 to 1, got 2"),

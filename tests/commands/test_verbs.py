@@ -255,7 +255,9 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
 @pytest.mark.slow
 def test_demo_trains_reports_and_draws_figures(tmp_path, capsys):
     folder = tmp_path / "demo"
-    assert cli.main(["demo", "--folder", str(folder), "--steps", "2", "--inner-steps", "2"]) == 0
+    assert (
+        cli.main(["demo", "--folder", str(folder), "--steps", "2", "--inner.num-steps", "2"]) == 0
+    )
     for name in ("digits", "strip", "curves"):
         assert (folder / f"{name}.png").stat().st_size > 2000
     text = capsys.readouterr().out
