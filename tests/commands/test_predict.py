@@ -227,7 +227,7 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
         ({"threshold": 2}, "--threshold: expected a number from 0 to 1, got 2"),
         ({"threshold": -0.1}, "--threshold: expected a number from 0 to 1, got -0.1"),
         ({"time-limit": 0}, "--time-limit: expected a number > 0, got 0"),
-        ({"out": "n" * 300}, "cannot be written (File name too long)"),
+        ({"out": "n" * 300}, "expected a place that can be written, got File name too long"),
         ({"artefact": "r"}, "--artefact is now called --program"),
         ({"scenes": "none.json"}, "none.json: cannot be read"),
     ],
