@@ -14,6 +14,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+AnyArray = jax.Array | np.ndarray
+"""What the public functions take, as in ``Float[AnyArray, "batch n d"]``; they return JAX's."""
+
 
 def is_traced(array: Any) -> bool:
     """True while `array` is a tracer: its shape is known, its values are not."""

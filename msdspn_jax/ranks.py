@@ -31,6 +31,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 
 RANK_METHODS = ("auto", "compare", "sort")
 
@@ -48,7 +49,7 @@ _CACHE_LINE_BYTES = 64
 
 
 def stable_ranks(
-    features: Float[Array, "*batch n c"], *, method: str = "auto"
+    features: Float[AnyArray, "*batch n c"], *, method: str = "auto"
 ) -> Int[Array, "*batch n c"]:
     """Rank of every entry within its feature column: 0 for the smallest, ties in order of index.
 
@@ -84,7 +85,7 @@ def stable_ranks(
 
 
 def select_by_rank(
-    weight: Float[Array, "*#batch n c"], ranks: Int[Array, "*batch n c"]
+    weight: Float[AnyArray, "*#batch n c"], ranks: Int[AnyArray, "*batch n c"]
 ) -> Float[Array, "*batch n c"]:
     """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank; linear in it.
 

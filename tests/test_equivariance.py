@@ -182,6 +182,7 @@ def test_stochastic_functions_are_refused():
         check_equivariance(lambda x: x + jnp.arange(len(x))[:, None, None], key=KEY, batched=True)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
@@ -230,6 +231,7 @@ def test_examples():
     assert doctest.testmod(equivariance).failed == 0
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_example_sets_need_room():
     for name in ("num_sets", "n", "d"):
         with pytest.raises(ValueError, match=f"{name}: expected an integer >= "):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT, PRESENCE_THRESHOLD, ObjectLayout
 from msdspn_jax.matching.assignment import assign
 
@@ -31,8 +32,8 @@ class PrecisionRecall(NamedTuple):
 
 
 def average_precision(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     thresholds: ArrayLike = AP_THRESHOLDS,
     protocol: Protocol = "per_image",
     *,
@@ -83,8 +84,8 @@ def average_precision(
 
 
 def average_precision_per_image(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     thresholds: ArrayLike = AP_THRESHOLDS,
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -120,8 +121,8 @@ def average_precision_per_image(
 
 
 def precision_recall(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     threshold: float,
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -135,8 +136,8 @@ def precision_recall(
 
 
 def attribute_errors(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
 ) -> dict[str, Float[np.ndarray, " images"]]:
@@ -180,11 +181,11 @@ def attribute_errors(
 
 
 def mean_by_number_of_objects(
-    values: Float[ArrayLike, " images *rest"],
-    target: Float[ArrayLike, "images m d"],
+    values: Float[AnyArray, " images *rest"],
+    target: Float[AnyArray, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
-) -> dict[int, Float[np.ndarray, "*rest"]]:
+) -> dict[int, Float[np.ndarray, "*rest"] | float]:
     """Mean of a per-image value over the images with 1, 2, … real objects.
 
     ``values`` is, for example, `average_precision_per_image` or an entry of `attribute_errors`.
@@ -232,7 +233,7 @@ def _count(ranked: _Ranked, threshold: float) -> PrecisionRecall:
 
 def _area(
     precision: Float[np.ndarray, "*batch ranks"], recall: Float[np.ndarray, "*batch ranks"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[np.ndarray, "*batch"] | float:
     """Area under the envelope: each recall counts with the best precision at it or beyond."""
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
     return (envelope * np.diff(recall, axis=-1, prepend=0.0)).sum(axis=-1)

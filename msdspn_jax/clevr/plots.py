@@ -57,9 +57,9 @@ def scene(
 
 
 def scenes(
-    images: Sequence[UInt8[np.ndarray, "height width 3"]],
-    predictions: Sequence[Float[np.ndarray, "n 19"]],
-    targets: Sequence[Float[np.ndarray, "m 19"]] | None = None,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    predictions: Sequence[Float[np.ndarray, "_ 19"]],
+    targets: Sequence[Float[np.ndarray, "_ 19"]] | None = None,
     *,
     cameras: Sequence[Camera | None] | None = None,
     threshold: float = objects.PRESENCE_THRESHOLD,

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from msdspn_jax._check import AnyArray
+
 #: Blocks in each of the four stages.
 STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
@@ -53,7 +55,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: UInt8[Array, "batch size size 3"] | Float[Array, "batch size size 3"],
+        images: UInt8[AnyArray, "batch size size 3"] | Float[AnyArray, "batch size size 3"],
         *,
         train: bool | None = None,
     ) -> Float[Array, "batch latent"]:

@@ -288,6 +288,7 @@ def test_damaged_and_foreign_programs_are_refused(tmp_path):
         programs.load_program(tmp_path / "none.zip")
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_only_sets_of_objects_are_exported(tmp_path):
     with pytest.raises(ValueError, match="predict: expected it to return float32"):
         programs.save_program(tmp_path / "a", lambda x: x, size=4)
