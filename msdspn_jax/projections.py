@@ -36,7 +36,7 @@ def simplex(points: Float[AnyArray, "*batch d"]) -> Float[Array, "*batch d"]:
             f"points: expected a last axis of length > 0, got shape {jnp.shape(points)}"
         )
     _check.require_floating("points", points)
-    return _simplex(points)
+    return _simplex(jnp.asarray(points))
 
 
 def _simplex(points):

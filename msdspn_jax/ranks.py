@@ -71,7 +71,7 @@ def stable_ranks(
         raise ValueError(
             f"features: expected at least 2 axes [*batch n c], got shape {jnp.shape(features)}"
         )
-    features = lax.stop_gradient(features)
+    features = lax.stop_gradient(jnp.asarray(features))
     if 0 in features.shape:
         return jnp.zeros(features.shape, jnp.int32)
     n = features.shape[-2]

@@ -203,6 +203,10 @@ def test_push_apart_worked_example():
         out = push_apart(jnp.array(x, jnp.float32)[:, None])
         chex.assert_trees_all_close(out[:, 0], jnp.array(y, jnp.float32))
     chex.assert_trees_all_equal(push_apart(jnp.ones((1, 3))), jnp.ones((1, 3)))
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_push_apart_wants_a_set():
     with pytest.raises(ValueError, match="sets"):
         push_apart(jnp.ones(3))
 

@@ -38,7 +38,7 @@ Mask = Bool[AnyArray, "*batch n"] | tuple[Bool[AnyArray, "*batch n"], Bool[AnyAr
 
 
 def assign(
-    cost: Real[AnyArray, "*batch n m"],
+    cost: Real[AnyArray, "*batch n m"] | Bool[AnyArray, "*batch n m"],
     *,
     mask: Mask | None = None,
     method: Method = "auto",

@@ -158,7 +158,7 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Co
 
 
 def unit_range(
-    images: UInt8[Array, "*batch"] | Float[Array, "*batch"],
+    images: UInt8[AnyArray, "*batch"] | Float[AnyArray, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Bytes to [0, 1]; floats as they are."""
     if jnp.issubdtype(images.dtype, jnp.floating):
