@@ -125,7 +125,7 @@ def mean_pool(
     return total / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(total.dtype)
 
 
-def _check_features(features: jax.Array, mask: jax.Array | None) -> None:
+def _check_features(features: AnyArray, mask: AnyArray | None) -> None:
     shape = jnp.shape(features)
     if len(shape) < 2:
         raise ValueError(f"features: expected at least 2 axes [*batch n c], got shape {shape}")

@@ -161,6 +161,7 @@ def unit_range(
     images: UInt8[AnyArray, "*batch"] | Float[AnyArray, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Bytes to [0, 1]; floats as they are."""
+    images = jnp.asarray(images)
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     if images.dtype != jnp.uint8:
