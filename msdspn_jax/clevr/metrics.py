@@ -5,12 +5,12 @@ Everything runs on the host with NumPy, in float64, on whole evaluation sets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
@@ -18,6 +18,7 @@ from msdspn_jax.clevr.objects import CLEVR_LAYOUT, PRESENCE_THRESHOLD, ObjectLay
 from msdspn_jax.matching.assignment import assign
 
 Protocol = Literal["per_image", "dataset"]
+Thresholds = Sequence[float] | Float[AnyArray, " thresholds"]
 
 #: AP∞, AP1, AP0.5, AP0.25, AP0.125 and AP0.0625, in CLEVR units.
 AP_THRESHOLDS = (float("inf"), 1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -34,7 +35,7 @@ class PrecisionRecall(NamedTuple):
 def average_precision(
     prediction: Float[AnyArray, "images n d"],
     target: Float[AnyArray, "images m d"],
-    thresholds: ArrayLike = AP_THRESHOLDS,
+    thresholds: Thresholds = AP_THRESHOLDS,
     protocol: Protocol = "per_image",
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -86,7 +87,7 @@ def average_precision(
 def average_precision_per_image(
     prediction: Float[AnyArray, "images n d"],
     target: Float[AnyArray, "images m d"],
-    thresholds: ArrayLike = AP_THRESHOLDS,
+    thresholds: Thresholds = AP_THRESHOLDS,
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
 ) -> Float[np.ndarray, "images thresholds"]:
@@ -181,7 +182,7 @@ def attribute_errors(
 
 
 def mean_by_number_of_objects(
-    values: Float[AnyArray, " images *rest"],
+    values: Sequence[float] | Float[AnyArray, " images *rest"],
     target: Float[AnyArray, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -208,7 +209,7 @@ class _Ranked(NamedTuple):
     num_real: int
 
 
-def _rank_dataset(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout) -> _Ranked:
+def _rank_dataset(prediction: AnyArray, target: AnyArray, layout: ObjectLayout) -> _Ranked:
     prediction, target, real = _check_sets(prediction, target, layout)
     score = prediction[..., layout.presence].ravel()
     order = np.argsort(-score, kind="stable")
@@ -255,7 +256,7 @@ def _distance_where_alike(
     return np.where(alike, distance, np.inf)
 
 
-def _check_sets(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout):
+def _check_sets(prediction: AnyArray, target: AnyArray, layout: ObjectLayout):
     """Both sets in float64, and which elements of the target are real."""
     prediction, target = np.asarray(prediction, np.float64), np.asarray(target, np.float64)
     for name, sets in (("prediction", prediction), ("target", target)):
@@ -281,7 +282,7 @@ def _check_sets(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout):
     return prediction, target, real
 
 
-def _check_thresholds(thresholds: ArrayLike) -> Float[np.ndarray, " thresholds"]:
+def _check_thresholds(thresholds: Thresholds) -> Float[np.ndarray, " thresholds"]:
     thresholds = np.asarray(thresholds, np.float64)
     if thresholds.ndim != 1 or not len(thresholds) or not (thresholds > 0).all():
         raise ValueError(f"thresholds: expected a list of positive distances, got {thresholds}")

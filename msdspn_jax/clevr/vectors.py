@@ -27,7 +27,7 @@ def scale(a: Vec, s) -> Vec:
     return a[0] * s, a[1] * s, a[2] * s
 
 
-def dot(a: Vec, b: Vec) -> jax.Array:
+def dot(a: Vec, b: Vec) -> Any:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
