@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -127,7 +129,7 @@ class SlotAttentionPredictor(nn.Module):
         slots = attend(features, mean + jnp.exp(log_sigma) * noise)
         return _head(slots, self.set_dim)
 
-    def _noise(self, keys: Key[Array, " batch"] | None, batch: int):
+    def _noise(self, keys: Key[Array, " batch"] | None, batch: Any):
         shape = (self.set_size, self.slot_dim)
         if keys is None:
             if self.is_initializing():

@@ -171,6 +171,8 @@ def test_weights_and_program_predict_the_same_for_any_batch(box, tmp_path, capsy
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
+# jaxtyping cannot tell whether shapes of unknown size broadcast.
+@pytest.mark.usefixtures("without_hook")
 def test_a_minimiser_is_exported_with_its_inner_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(clevr_model.STAGES, "resnet18", (1, 1, 1, 1))
     config = clevr.Config(
