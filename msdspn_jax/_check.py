@@ -37,7 +37,7 @@ def require_nonempty(name: str, array: Any, axes: str) -> None:
         raise ValueError(f"{name}: every axis of [{axes}] must have length > 0, got shape {shape}")
 
 
-def require_shape(name: str, array: Any, expected: tuple[int, ...], axes: str) -> None:
+def require_shape(name: str, array: Any, expected: tuple[Any, ...], axes: str) -> None:
     """Refuse an array whose shape is not `expected`."""
     shape = jnp.shape(array)
     if shape != tuple(expected):

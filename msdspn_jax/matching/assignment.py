@@ -291,7 +291,7 @@ def _largest_whole(dtype: Any) -> int:
     return 2 ** (int(jnp.finfo(dtype).nmant) + 1)
 
 
-def _checked_masks(mask: Any, batch: tuple[int, ...], n: int, m: int) -> tuple[Array, Array] | None:
+def _checked_masks(mask: Any, batch: tuple[Any, ...], n: int, m: int) -> tuple[Array, Array] | None:
     if mask is None:
         return None
     pair = mask if isinstance(mask, tuple | list) else (mask, mask)

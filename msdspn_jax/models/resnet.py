@@ -91,7 +91,7 @@ class ResNet(nn.Module):
         )(x)
         return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
-    def _end_channels(self, shape: tuple[int, ...]) -> int:
+    def _end_channels(self, shape: tuple[Any, ...]) -> int:
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or shape[1] % REDUCTION:
             raise ValueError(
                 "images: expected shape [batch, size, size, 3], size a multiple of "
