@@ -14,6 +14,9 @@ import numpy as np
 
 T = TypeVar("T")
 
+AnyArray = jax.Array | np.ndarray
+"""What the public functions take, as in ``Float[AnyArray, "batch n d"]``; they return JAX's."""
+
 
 def is_traced(array: Any) -> bool:
     """True while `array` is a tracer: its shape is known, its values are not."""
@@ -34,7 +37,7 @@ def require_nonempty(name: str, array: Any, axes: str) -> None:
         raise ValueError(f"{name}: expected every axis of [{axes}] > 0, got shape {shape}")
 
 
-def require_shape(name: str, array: Any, expected: tuple[int, ...], axes: str) -> None:
+def require_shape(name: str, array: Any, expected: tuple[Any, ...], axes: str) -> None:
     """Refuse an array whose shape is not `expected`."""
     shape = jnp.shape(array)
     if shape != tuple(expected):

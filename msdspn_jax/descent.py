@@ -19,6 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax._varying import vary_like
 from msdspn_jax.adjoints import Adjoint, FixedPoint, Projection, Sets, identity
 from msdspn_jax.energy import Energy, Params
@@ -256,7 +257,7 @@ def minimise(
     energy: Energy,
     params: Params,
     context: Any,
-    initial_sets: Float[Array, "batch n d"],
+    initial_sets: Float[AnyArray, "batch n d"],
     *,
     optimizer: optax.GradientTransformation = DEFAULT_OPTIMIZER,
     num_steps: int | Int[Array, ""],

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 
 Params = Any
 Energy = Callable[[Params, jax.Array, Any], jax.Array]
@@ -32,10 +33,10 @@ class Context(NamedTuple):
         mask: True for the elements that are there; None if all are.
     """
 
-    latent: Float[Array, "batch latent"]
-    initial_sets: Float[Array, "batch n d"] | None = None
-    inputs: Float[Array, "batch n k"] | None = None
-    mask: Bool[Array, "batch n"] | None = None
+    latent: Float[AnyArray, "batch latent"]
+    initial_sets: Float[AnyArray, "batch n d"] | None = None
+    inputs: Float[AnyArray, "batch n k"] | None = None
+    mask: Bool[AnyArray, "batch n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class LatentEnergy:
     proximity: float = 0.0
 
     def __call__(
-        self, params: Params, sets: Float[Array, "batch n d"], context: Context
+        self, params: Params, sets: Float[AnyArray, "batch n d"], context: Context
     ) -> Float[Array, " batch"]:
         """E(Y; z, θ) for every set."""
         inputs = sets

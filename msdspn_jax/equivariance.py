@@ -38,8 +38,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from msdspn_jax._check import AnyArray
 
-def push_apart(sets: Float[Array, "*batch n d"]) -> Float[Array, "*batch n d"]:
+
+def push_apart(sets: Float[AnyArray, "*batch n d"]) -> Float[Array, "*batch n d"]:
     """Move the smallest entry of every column down by one, the largest up by one.
 
     The smallest example of an exclusively multiset-equivariant function (Zhang et al. 2022,
@@ -239,7 +241,7 @@ class EquivarianceReport:
 
 def check_equivariance(
     function: Callable[[Any], Any],
-    sets: Float[Array, "num_sets n d"] | np.ndarray | None = None,
+    sets: Float[AnyArray, "num_sets n d"] | None = None,
     *,
     key: Key[Array, ""],
     num_permutations: int = 8,

@@ -12,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax import _check, matching
+from msdspn_jax._check import AnyArray
 
 
-def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:
+def smooth_l1(difference: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
     """½x² within ±1, |x| − ½ outside (Huber's function with δ = 1), entry by entry.
 
     Example:
@@ -27,7 +28,7 @@ def smooth_l1(difference: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def pairwise_smooth_l1(
-    prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
+    prediction: Float[AnyArray, "batch n d"], target: Float[AnyArray, "batch m d"]
 ) -> Float[Array, "batch n m"]:
     """Smooth-l1 distance, mean over d, of every predicted element to every target element.
 
@@ -40,7 +41,7 @@ def pairwise_smooth_l1(
 
 
 def pairwise_squared(
-    prediction: Float[Array, "batch n d"], target: Float[Array, "batch m d"]
+    prediction: Float[AnyArray, "batch n d"], target: Float[AnyArray, "batch m d"]
 ) -> Float[Array, "batch n m"]:
     """Squared Euclidean distance, mean over d, of every predicted to every target element.
 
@@ -53,10 +54,10 @@ def pairwise_squared(
 
 
 def hungarian_loss(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch m d"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch m d"],
     *,
-    target_mask: Bool[Array, "batch m"] | None = None,
+    target_mask: Bool[AnyArray, "batch m"] | None = None,
     method: matching.Method = "auto",
 ) -> Float[Array, " batch"]:
     """Smooth-l1 distance of the best one-to-one matching, mean over the matched pairs.
@@ -101,10 +102,10 @@ def hungarian_loss(
 
 
 def chamfer_loss(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch m d"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch m d"],
     *,
-    target_mask: Bool[Array, "batch m"] | None = None,
+    target_mask: Bool[AnyArray, "batch m"] | None = None,
 ) -> Float[Array, " batch"]:
     """Squared distance to the nearest element of the other set, both ways (arXiv 1906.06565).
 
@@ -149,9 +150,9 @@ NUMBERING_COSTS = ("l2", "ce")
 
 
 def numbering_assignment(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch n d"],
-    classes: Float[Array, "batch n num_classes"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch n d"],
+    classes: Float[AnyArray, "batch n num_classes"],
     *,
     cost: str = "l2",
     method: matching.Method = "auto",
@@ -203,13 +204,13 @@ def numbering_assignment(
 
 
 def numbering_loss(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch n d"],
-    classes: Float[Array, "batch n num_classes"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch n d"],
+    classes: Float[AnyArray, "batch n num_classes"],
     *,
     cost: str = "l2",
     method: matching.Method = "auto",
-    assignment: Int[Array, "batch n"] | None = None,
+    assignment: Int[AnyArray, "batch n"] | None = None,
 ) -> Float[Array, " batch"]:
     """Loss of class-specific numbering: cost of the best matching within classes, mean over pairs.
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from msdspn_jax._check import AnyArray
+
 
 class NumberingAccuracy(NamedTuple):
     """Of every set: the share of its elements numbered right, and whether all are (0 or 1)."""
@@ -14,9 +16,9 @@ class NumberingAccuracy(NamedTuple):
 
 
 def numbering_accuracy(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch n d"],
-    assignment: Int[Array, "batch n"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch n d"],
+    assignment: Int[AnyArray, "batch n"],
 ) -> NumberingAccuracy:
     """Accuracy of class-specific numbering (paper, section 4.1), by argmax of matched elements.
 

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.ranks import select_by_rank, stable_ranks
 
 
 def fspool(
-    features: Float[Array, "*batch n c"],
-    weight: Float[Array, "*#batch n c"],
+    features: Float[AnyArray, "*batch n c"],
+    weight: Float[AnyArray, "*#batch n c"],
     *,
-    mask: Bool[Array, "*batch n"] | None = None,
+    mask: Bool[AnyArray, "*batch n"] | None = None,
     method: str = "auto",
 ) -> Float[Array, "*batch c"]:
     """Featurewise sort pooling: Σ_i h[i, c] · w[rank(i, c), c].
@@ -69,7 +70,7 @@ def _fspool(features, weight, mask, method):
 
 
 def continuous_weight(
-    knots: Float[Array, "k c"], mask: Bool[Array, "*batch n"]
+    knots: Float[AnyArray, "k c"], mask: Bool[AnyArray, "*batch n"]
 ) -> Float[Array, "*batch n c"]:
     """FSPool weights for sets of any size: a piecewise-linear function of the relative position.
 
@@ -95,7 +96,7 @@ def continuous_weight(
 
 
 def sum_pool(
-    features: Float[Array, "*batch n c"], *, mask: Bool[Array, "*batch n"] | None = None
+    features: Float[AnyArray, "*batch n c"], *, mask: Bool[AnyArray, "*batch n"] | None = None
 ) -> Float[Array, "*batch c"]:
     """Sum over the (present) elements of the set. Its gradient cannot tell elements apart.
 
@@ -110,7 +111,7 @@ def sum_pool(
 
 
 def mean_pool(
-    features: Float[Array, "*batch n c"], *, mask: Bool[Array, "*batch n"] | None = None
+    features: Float[AnyArray, "*batch n c"], *, mask: Bool[AnyArray, "*batch n"] | None = None
 ) -> Float[Array, "*batch c"]:
     """Mean over the (present) elements of the set; zero for a set with none.
 
@@ -124,7 +125,7 @@ def mean_pool(
     return total / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(total.dtype)
 
 
-def _check_features(features: jax.Array, mask: jax.Array | None) -> None:
+def _check_features(features: AnyArray, mask: AnyArray | None) -> None:
     shape = jnp.shape(features)
     if len(shape) < 2:
         raise ValueError(f"features: expected at least 2 axes [*batch n c], got shape {shape}")

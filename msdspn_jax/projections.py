@@ -10,10 +10,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.ranks import by_columns, computed_once
 
 
-def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+def simplex(points: Float[AnyArray, "*batch d"]) -> Float[Array, "*batch d"]:
     """Euclidean projection of the last axis onto the probability simplex {p ≥ 0, Σ p = 1}.
 
     The projection is max(v − τ, 0) with the one threshold τ that makes it sum to 1, that is
@@ -35,7 +36,7 @@ def simplex(points: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
             f"points: expected a last axis of length > 0, got shape {jnp.shape(points)}"
         )
     _check.require_floating("points", points)
-    return _simplex(points)
+    return _simplex(jnp.asarray(points))
 
 
 def _simplex(points):

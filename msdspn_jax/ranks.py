@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 
 RANK_METHODS = ("auto", "compare", "sort")
 
@@ -49,7 +50,7 @@ _CACHE_LINE_BYTES = 64
 
 
 def stable_ranks(
-    features: Float[Array, "*batch n c"], *, method: str = "auto"
+    features: Float[AnyArray, "*batch n c"], *, method: str = "auto"
 ) -> Int[Array, "*batch n c"]:
     """Rank of every entry within its feature column: 0 for the smallest, ties in order of index.
 
@@ -71,7 +72,7 @@ def stable_ranks(
         raise ValueError(
             f"features: expected at least 2 axes [*batch n c], got shape {jnp.shape(features)}"
         )
-    features = lax.stop_gradient(features)
+    features = lax.stop_gradient(jnp.asarray(features))
     if 0 in features.shape:
         return jnp.zeros(features.shape, jnp.int32)
     n = features.shape[-2]
@@ -85,7 +86,7 @@ def stable_ranks(
 
 
 def select_by_rank(
-    weight: Float[Array, "*#batch n c"], ranks: Int[Array, "*batch n c"]
+    weight: Float[AnyArray, "*#batch n c"], ranks: Int[AnyArray, "*batch n c"]
 ) -> Float[Array, "*batch n c"]:
     """`weight[..., ranks[..., i, c], c]`: for every entry the weight of its rank.
 

@@ -11,6 +11,7 @@ from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float
 
 from msdspn_jax import _check, pooling
+from msdspn_jax._check import AnyArray
 
 POOLS = ("fspool", "continuous_fspool", "sum", "mean")
 
@@ -81,7 +82,7 @@ class SetEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, sets: Float[Array, "batch n d"], mask: Bool[Array, "batch n"] | None = None
+        self, sets: Float[AnyArray, "batch n d"], mask: Bool[AnyArray, "batch n"] | None = None
     ) -> Float[Array, "batch latent"]:
         _check.require_choice("pool", self.pool, POOLS)
         _check.require_rank("sets", sets, 3, "batch n d")

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.adjoints import FixedPoint
 from msdspn_jax.descent import minimise, per_set_norm
 from msdspn_jax.energy import Energy, Params
@@ -62,7 +63,7 @@ def suggest_step_size(
     energy: Energy,
     params: Params,
     context: Any,
-    sets: Float[Array, "batch n d"],
+    sets: Float[AnyArray, "batch n d"],
     *,
     key: Key[Array, ""],
     num_steps: int = 20,

@@ -81,6 +81,7 @@ def test_float16_has_room_for_residuals_whose_squares_overflow():
     assert float(jnp.abs(sets).max()) < 20
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -266,6 +266,7 @@ def test_parse(text, adjoint):
     assert ms.parse_adjoint("conjugate-gradient") == ms.conjugate_gradient()
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     "text", ["", "newton", "identity:1", "neumann:x", "neumann:-1", "conjugate_gradient:1:2:3"]
 )
@@ -274,6 +275,7 @@ def test_parse_errors(text):
         ms.parse_adjoint(text)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -174,6 +174,7 @@ def call(**changes):
     return ms.minimise(**(arguments | {"num_steps": 2} | changes))
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -182,6 +182,7 @@ def test_stochastic_functions_are_refused():
         check_equivariance(lambda x: x + jnp.arange(len(x))[:, None, None], key=KEY, batched=True)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
@@ -202,6 +203,10 @@ def test_push_apart_worked_example():
         out = push_apart(jnp.array(x, jnp.float32)[:, None])
         chex.assert_trees_all_close(out[:, 0], jnp.array(y, jnp.float32))
     chex.assert_trees_all_equal(push_apart(jnp.ones((1, 3))), jnp.ones((1, 3)))
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_push_apart_wants_a_set():
     with pytest.raises(ValueError, match="sets"):
         push_apart(jnp.ones(3))
 
@@ -230,6 +235,7 @@ def test_examples():
     assert doctest.testmod(equivariance).failed == 0
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_example_sets_need_room():
     for name in ("num_sets", "n", "d"):
         with pytest.raises(ValueError, match=f"{name}: expected an integer >= "):

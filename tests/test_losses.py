@@ -82,6 +82,7 @@ def test_nan_becomes_nan_and_stays_in_its_set():
         np.testing.assert_array_equal(jnp.isnan(value), [False, True, False])
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.chamfer_loss])
 def test_errors(loss):
     with pytest.raises(ValueError, match="prediction: expected 3 axes"):

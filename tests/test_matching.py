@@ -401,6 +401,7 @@ def test_under_shard_map_with_its_default_checks(masked):
     np.testing.assert_array_equal(jax.jit(solve)(cost, mask), assign(cost, mask=mask))
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_wrong_arguments():
     cost = np.zeros((2, 3, 4))
     with pytest.raises(ValueError, match="method: expected one of"):

@@ -166,6 +166,7 @@ def test_nan_propagates():
     assert bool(jnp.isnan(ms.fspool(jnp.array([[1.0], [jnp.nan]]), jnp.ones((2, 1)))).all())
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -63,6 +63,7 @@ def test_vmap_and_nan():
     chex.assert_trees_all_close(broken[1:], ms.simplex(points)[1:])
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_errors():
     with pytest.raises(ValueError, match="points: expected a last axis of length > 0"):
         ms.simplex(jnp.zeros((3, 0)))

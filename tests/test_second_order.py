@@ -199,6 +199,7 @@ def test_closed_over_parameters_are_differentiated():
     np.testing.assert_allclose(mapped, [expected] * 2, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_parameters_that_are_no_arrays_are_refused_with_the_remedy():
     with pytest.raises(TypeError, match=r"params\['activation'\]: expected an array.*partition"):
         ms.minimise(
@@ -221,6 +222,7 @@ def test_optimizers_that_ask_for_the_value_function(optimizer):
     np.testing.assert_allclose(gradient, expected, rtol=0.02)
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="optimizer: expected an optax transformation"):
         ms.minimise(energy, 1.0, target(), start(), optimizer=0.1, num_steps=2)

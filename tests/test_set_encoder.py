@@ -63,6 +63,7 @@ def test_computes_in_the_given_dtype():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("changes", "sets", "mask", "message"),
     [

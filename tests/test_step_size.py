@@ -134,6 +134,7 @@ def test_energies_that_cannot_be_hashed_and_other_precisions():
         np.testing.assert_allclose(found.step_size, 0.6786, rtol=0.02)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.vectors import Vec, add, cross, normalise, scale, unstack
 
 #: Size of a published image.
@@ -37,7 +38,7 @@ class Camera(NamedTuple):
     """Width / height of the image before it is squashed to a square."""
 
 
-def tracking_axes(location: Float[Array, "*batch 3"]) -> tuple[Vec, Vec, Vec]:
+def tracking_axes(location: Float[AnyArray, "*batch 3"]) -> tuple[Vec, Vec, Vec]:
     """Right, up and backward axes of a camera or lamp at ``location`` that looks at the origin."""
     backward = normalise(unstack(location))
     right = normalise((-backward[1], backward[0], jnp.zeros_like(backward[0])))
@@ -45,7 +46,7 @@ def tracking_axes(location: Float[Array, "*batch 3"]) -> tuple[Vec, Vec, Vec]:
 
 
 def look_at_origin(
-    location: Sequence[float] | Float[np.ndarray | Array, "3"] = MEAN_LOCATION,
+    location: Sequence[float] | Float[AnyArray, "3"] = MEAN_LOCATION,
 ) -> Camera:
     """CLEVR's camera at ``location`` (x, y, z), aimed at the origin, level."""
     place = jnp.asarray(location, jnp.float32)
@@ -56,7 +57,7 @@ def look_at_origin(
 
 
 def camera_ray(
-    location: Float[Array, "3"], u: Float[Array, "*rays"], v: Float[Array, "*rays"]
+    location: Float[AnyArray, "3"], u: Float[AnyArray, "*rays"], v: Float[AnyArray, "*rays"]
 ) -> Vec:
     """Unit directions from a camera at ``location`` that looks at the origin, through (u, v)."""
     right, up, backward = tracking_axes(location)
@@ -68,7 +69,7 @@ def camera_ray(
 
 def project(
     camera: Camera,
-    positions: Float[np.ndarray, "*batch 3"],
+    positions: Float[AnyArray, "*batch 3"],
     width: float = IMAGE_WIDTH,
     height: float = IMAGE_HEIGHT,
 ) -> Float[np.ndarray, "*batch 3"]:

@@ -5,18 +5,20 @@ Everything runs on the host with NumPy, in float64, on whole evaluation sets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT, PRESENCE_THRESHOLD, ObjectLayout
 from msdspn_jax.matching.assignment import assign
 
 Protocol = Literal["per_image", "dataset"]
+Thresholds = Sequence[float] | Float[AnyArray, " thresholds"]
 
 #: AP∞, AP1, AP0.5, AP0.25, AP0.125 and AP0.0625, in CLEVR units.
 AP_THRESHOLDS = (float("inf"), 1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -31,9 +33,9 @@ class PrecisionRecall(NamedTuple):
 
 
 def average_precision(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
-    thresholds: ArrayLike = AP_THRESHOLDS,
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
+    thresholds: Thresholds = AP_THRESHOLDS,
     protocol: Protocol = "per_image",
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -83,9 +85,9 @@ def average_precision(
 
 
 def average_precision_per_image(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
-    thresholds: ArrayLike = AP_THRESHOLDS,
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
+    thresholds: Thresholds = AP_THRESHOLDS,
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
 ) -> Float[np.ndarray, "images thresholds"]:
@@ -120,8 +122,8 @@ def average_precision_per_image(
 
 
 def precision_recall(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     threshold: float,
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
@@ -135,8 +137,8 @@ def precision_recall(
 
 
 def attribute_errors(
-    prediction: Float[ArrayLike, "images n d"],
-    target: Float[ArrayLike, "images m d"],
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
 ) -> dict[str, Float[np.ndarray, " images"]]:
@@ -180,11 +182,11 @@ def attribute_errors(
 
 
 def mean_by_number_of_objects(
-    values: Float[ArrayLike, " images *rest"],
-    target: Float[ArrayLike, "images m d"],
+    values: Sequence[float] | Float[AnyArray, " images *rest"],
+    target: Float[AnyArray, "images m d"],
     *,
     layout: ObjectLayout = CLEVR_LAYOUT,
-) -> dict[int, Float[np.ndarray, "*rest"]]:
+) -> dict[int, Float[np.ndarray, "*rest"] | float]:
     """Mean of a per-image value over the images with 1, 2, … real objects.
 
     ``values`` is, for example, `average_precision_per_image` or an entry of `attribute_errors`.
@@ -207,7 +209,7 @@ class _Ranked(NamedTuple):
     num_real: int
 
 
-def _rank_dataset(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout) -> _Ranked:
+def _rank_dataset(prediction: AnyArray, target: AnyArray, layout: ObjectLayout) -> _Ranked:
     prediction, target, real = _check_sets(prediction, target, layout)
     score = prediction[..., layout.presence].ravel()
     order = np.argsort(-score, kind="stable")
@@ -232,7 +234,7 @@ def _count(ranked: _Ranked, threshold: float) -> PrecisionRecall:
 
 def _area(
     precision: Float[np.ndarray, "*batch ranks"], recall: Float[np.ndarray, "*batch ranks"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[np.ndarray, "*batch"] | float:
     """Area under the envelope: each recall counts with the best precision at it or beyond."""
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
     return (envelope * np.diff(recall, axis=-1, prepend=0.0)).sum(axis=-1)
@@ -254,7 +256,7 @@ def _distance_where_alike(
     return np.where(alike, distance, np.inf)
 
 
-def _check_sets(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout):
+def _check_sets(prediction: AnyArray, target: AnyArray, layout: ObjectLayout):
     """Both sets in float64, and which elements of the target are real."""
     prediction, target = np.asarray(prediction, np.float64), np.asarray(target, np.float64)
     for name, sets in (("prediction", prediction), ("target", target)):
@@ -280,7 +282,7 @@ def _check_sets(prediction: ArrayLike, target: ArrayLike, layout: ObjectLayout):
     return prediction, target, real
 
 
-def _check_thresholds(thresholds: ArrayLike) -> Float[np.ndarray, " thresholds"]:
+def _check_thresholds(thresholds: Thresholds) -> Float[np.ndarray, " thresholds"]:
     thresholds = np.asarray(thresholds, np.float64)
     if thresholds.ndim != 1 or not len(thresholds) or not (thresholds > 0).all():
         raise ValueError(f"thresholds: expected a list of positive distances, got {thresholds}")

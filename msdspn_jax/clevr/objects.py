@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 
 MATERIALS = ("rubber", "metal")
 COLORS = ("cyan", "blue", "yellow", "purple", "red", "green", "gray", "brown")
@@ -133,13 +134,13 @@ class ClevrScene:
 
 
 def encode_features(
-    position: Float[Array | np.ndarray, "*batch 3"],
-    material: Int[Array | np.ndarray, "*batch"],
-    color: Int[Array | np.ndarray, "*batch"],
-    shape: Int[Array | np.ndarray, "*batch"],
-    size: Int[Array | np.ndarray, "*batch"],
-    present: Bool[Array | np.ndarray, "*batch"],
-) -> Float[Array | np.ndarray, "*batch 19"]:
+    position: Float[AnyArray, "*batch 3"],
+    material: Int[AnyArray, "*batch"],
+    color: Int[AnyArray, "*batch"],
+    shape: Int[AnyArray, "*batch"],
+    size: Int[AnyArray, "*batch"],
+    present: Bool[AnyArray, "*batch"],
+) -> Float[AnyArray, "*batch 19"]:
     """Encode objects given as positions in CLEVR units and indices into the lists of names.
 
     The one place where the 19 features are put together. Works on JAX arrays (under jit as well)
@@ -183,7 +184,7 @@ def encode(objects: Sequence[ClevrObject]) -> Float[np.ndarray, "10 19"]:
 
 
 def decode(
-    objects: Float[Array | np.ndarray, "n 19"],
+    objects: Float[AnyArray, "n 19"],
     *,
     threshold: float = PRESENCE_THRESHOLD,
 ) -> list[ClevrObject]:

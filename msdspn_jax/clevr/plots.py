@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 WRONG, QUIET, INK = "#c8102e", "#8d96a3", "#20242c"
 _COLUMNS = ("size", "color", "material", "shape")
+# Many of one size, or each of its own.
+_Images = UInt8[np.ndarray, "images height width 3"] | Sequence[UInt8[np.ndarray, "_ _ 3"]]
+_Sets = Float[np.ndarray, "images _ 19"] | Sequence[Float[np.ndarray, "_ 19"]]
+
 # Positions of the columns of words, in shares of the width of their panel.
 _PLACES = {"number": 0.0, "size": 0.09, "color": 0.25, "material": 0.43, "shape": 0.61}
 _NUMBERS = {"distance": 0.93, "score": 1.08}
@@ -57,9 +61,9 @@ def scene(
 
 
 def scenes(
-    images: Sequence[UInt8[np.ndarray, "height width 3"]],
-    predictions: Sequence[Float[np.ndarray, "n 19"]],
-    targets: Sequence[Float[np.ndarray, "m 19"]] | None = None,
+    images: _Images,
+    predictions: _Sets,
+    targets: _Sets | None = None,
     *,
     cameras: Sequence[Camera | None] | None = None,
     threshold: float = objects.PRESENCE_THRESHOLD,

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax import _check
 from msdspn_jax.clevr.cache import ClevrCache, load_cache, prepare_cache
@@ -31,7 +31,7 @@ _VERSION = 1
 
 @functools.partial(jax.jit, static_argnames=("size", "quality", "group", "num_objects"))
 def procedural_examples(
-    keys: PRNGKeyArray,
+    keys: Key[Array, " batch"],
     size: int | tuple[int, int] = 128,
     *,
     quality: str = "default",
@@ -41,7 +41,7 @@ def procedural_examples(
     """Draw and render one fresh scene per key, so that an example depends on its own key alone.
 
     Args:
-        keys: random keys [batch].
+        keys: random keys.
         size, quality, group: as in :func:`render`.
         num_objects: as in :func:`sampling.sample_scenes_from_keys`.
 
@@ -53,7 +53,7 @@ def procedural_examples(
 
 
 def procedural_batch(
-    key: PRNGKeyArray,
+    key: Key[Array, ""],
     batch: int,
     size: int | tuple[int, int] = 128,
     *,

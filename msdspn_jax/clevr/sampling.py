@@ -12,7 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, Key
 
 from msdspn_jax import _check
 from msdspn_jax.clevr.camera import BEHIND, IMAGE_HEIGHT, IMAGE_WIDTH, RIGHT, camera_ray
@@ -31,7 +31,7 @@ CAMERA_JITTER = 0.5
 LAMP_JITTER = 1.0
 
 
-def place_objects(key, count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
+def place_objects(key: Key[Array, ""], count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
     """Places [10, 2] and sizes [10] by the generator's law; a round draws an object's 50 tries."""
 
     def start(key):
@@ -61,7 +61,7 @@ def place_objects(key, count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
 
 
 def sample_scene(
-    key: PRNGKeyArray, *, num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS)
+    key: Key[Array, ""], *, num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS)
 ) -> Scene:
     """Draw one scene; ``jax.vmap`` and ``jax.jit`` apply. See :func:`sample_scenes_from_keys`."""
     fewest, most = num_objects
@@ -114,7 +114,7 @@ def sample_scene(
     return jax.lax.while_loop(lambda state: ~state[2], again, start)[1]
 
 
-def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) -> Scene:
+def sample_scenes(key: Key[Array, ""], batch: int, *, group: int | None = None) -> Scene:
     """Draw ``batch`` scenes by the generator's rules.
 
     Scene i depends on ``jax.random.split(key, batch)[i]`` alone, not on ``group``.
@@ -130,7 +130,7 @@ def sample_scenes(key: PRNGKeyArray, batch: int, *, group: int | None = None) ->
 
 @functools.partial(jax.jit, static_argnames=("group", "num_objects"))
 def sample_scenes_from_keys(
-    keys: PRNGKeyArray,
+    keys: Key[Array, " batch"],
     *,
     group: int | None = None,
     num_objects: tuple[int, int] = (MIN_OBJECTS, MAX_OBJECTS),
@@ -138,7 +138,7 @@ def sample_scenes_from_keys(
     """Draw one scene for each key, by the generator's rules.
 
     Args:
-        keys: random keys [batch].
+        keys: random keys.
         num_objects: the fewest and the most objects of a scene; all numbers are equally likely.
             The generator has (3, 10).
         group: how many scenes are drawn side by side. A group waits for its slowest member, so

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.camera import (
     BEHIND,
     IMAGE_HEIGHT,
@@ -51,19 +52,19 @@ class Scene(NamedTuple):
     Lengths are CLEVR units. Objects with ``present`` false hold zeros.
     """
 
-    positions: Float[Array, "*batch 10 3"]
+    positions: Float[AnyArray, "*batch 10 3"]
     """Centres; z is the radius of the size."""
-    shape: Int[Array, "*batch 10"]
+    shape: Int[AnyArray, "*batch 10"]
     """Index into SHAPES."""
-    size: Int[Array, "*batch 10"]
-    material: Int[Array, "*batch 10"]
-    color: Int[Array, "*batch 10"]
-    rotation: Float[Array, "*batch 10"]
+    size: Int[AnyArray, "*batch 10"]
+    material: Int[AnyArray, "*batch 10"]
+    color: Int[AnyArray, "*batch 10"]
+    rotation: Float[AnyArray, "*batch 10"]
     """0 to 360 as in the files; applied about z as radians, which is what the generator does."""
-    present: Bool[Array, "*batch 10"]
-    camera: Float[Array, "*batch 3"]
+    present: Bool[AnyArray, "*batch 10"]
+    camera: Float[AnyArray, "*batch 3"]
     """Place of the camera; it looks at the origin."""
-    lamps: Float[Array, "*batch 3 3"]
+    lamps: Float[AnyArray, "*batch 3 3"]
     """Places of the key, fill and back lamp; they face the origin."""
 
 
@@ -232,7 +233,7 @@ def directions() -> dict[str, list[float]]:
 
 
 def relationships(
-    positions: Float[np.ndarray, "n 3"], eps: float = 0.2
+    positions: Float[AnyArray, "n 3"], eps: float = 0.2
 ) -> dict[str, list[list[int]]]:
     """For each of four directions and each object, which others lie further that way by ``eps``."""
     offset = positions[None, :, :] - positions[:, None, :]

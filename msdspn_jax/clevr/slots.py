@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT, PRESENCE_THRESHOLD, ObjectLayout
 from msdspn_jax.losses import smooth_l1
 from msdspn_jax.matching.assignment import Method, assign, matched_cost
@@ -27,8 +28,8 @@ def to_clevr_layout(
 
 
 def slot_loss(
-    prediction: Float[Array, "batch n d"],
-    target: Float[Array, "batch n d"],
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch n d"],
     *,
     position_weight: float = 1.0,
     method: Method = "auto",

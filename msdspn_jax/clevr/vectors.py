@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from msdspn_jax._check import AnyArray
 
 Vec = tuple[Any, Any, Any]
 """x, y and z: arrays (or numbers) that broadcast."""
@@ -25,7 +27,7 @@ def scale(a: Vec, s) -> Vec:
     return a[0] * s, a[1] * s, a[2] * s
 
 
-def dot(a: Vec, b: Vec) -> jax.Array:
+def dot(a: Vec, b: Vec) -> Any:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
@@ -52,6 +54,6 @@ def vec(values) -> Vec:
     return x, y, z
 
 
-def unstack(a: Float[Array, "*batch 3"]) -> Vec:
+def unstack(a: Float[AnyArray, "*batch 3"]) -> Vec:
     """An array with a last axis of three as a vector."""
     return a[..., 0], a[..., 1], a[..., 2]

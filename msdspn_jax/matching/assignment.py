@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.matching import optax_solver
 from msdspn_jax.matching.augmenting_paths import UNMATCHED, Paths, shortest_augmenting_paths
 
@@ -33,11 +34,11 @@ INVALID = int(np.iinfo(np.int32).min)
 out of range on purpose: ``jnp.take_along_axis`` with it gives NaN, not somebody else's element."""
 
 Method = Literal["auto", "device", "pallas", "optax", "host"]
-Mask = Bool[Array, "*batch n"] | tuple[Bool[Array, "*batch n"], Bool[Array, "*batch m"]]
+Mask = Bool[AnyArray, "*batch n"] | tuple[Bool[AnyArray, "*batch n"], Bool[AnyArray, "*batch m"]]
 
 
 def assign(
-    cost: Float[Array, "*batch n m"],
+    cost: Real[AnyArray, "*batch n m"] | Bool[AnyArray, "*batch n m"],
     *,
     mask: Mask | None = None,
     method: Method = "auto",
@@ -136,7 +137,7 @@ def assign(
 
 
 def matched_cost(
-    cost: Float[Array, "*batch n m"], assignment: Int[Array, "*batch n"]
+    cost: Float[AnyArray, "*batch n m"], assignment: Int[AnyArray, "*batch n"]
 ) -> Float[Array, "*batch"]:
     """Sum the cost of the matched pairs of every set; differentiable in ``cost``.
 
@@ -290,7 +291,7 @@ def _largest_whole(dtype: Any) -> int:
     return 2 ** (int(jnp.finfo(dtype).nmant) + 1)
 
 
-def _checked_masks(mask: Any, batch: tuple[int, ...], n: int, m: int) -> tuple[Array, Array] | None:
+def _checked_masks(mask: Any, batch: tuple[Any, ...], n: int, m: int) -> tuple[Array, Array] | None:
     if mask is None:
         return None
     pair = mask if isinstance(mask, tuple | list) else (mask, mask)

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from msdspn_jax._check import AnyArray
+
 
 class BiLSTM(nn.Module):
     """Stacked bidirectional LSTMs, then a linear layer on every element (paper, section 4.1).
@@ -23,7 +25,7 @@ class BiLSTM(nn.Module):
     num_layers: int = 2
 
     @nn.compact
-    def __call__(self, sets: Float[Array, "batch n d"]) -> Float[Array, "batch n output_dim"]:
+    def __call__(self, sets: Float[AnyArray, "batch n d"]) -> Float[Array, "batch n output_dim"]:
         # The cells take the dtype of their first carry from this.
         dtype = jnp.promote_types(sets.dtype, jnp.float32)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from msdspn_jax._check import AnyArray
+
 
 class DeepSetsLayer(nn.Module):
     """x_i ↦ A x_i + B mean_j(x_j) + b: all a linear map can be that commutes with permutations.
@@ -16,7 +18,7 @@ class DeepSetsLayer(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, sets: Float[Array, "batch n d"]) -> Float[Array, "batch n features"]:
+    def __call__(self, sets: Float[AnyArray, "batch n d"]) -> Float[Array, "batch n features"]:
         own = nn.Dense(self.features, name="element")(sets)
         mean = sets.mean(axis=-2, keepdims=True)
         return own + nn.Dense(self.features, use_bias=False, name="mean")(mean)
@@ -36,6 +38,6 @@ class DeepSets(nn.Module):
     hidden_dim: int = 256
 
     @nn.compact
-    def __call__(self, sets: Float[Array, "batch n d"]) -> Float[Array, "batch n output_dim"]:
+    def __call__(self, sets: Float[AnyArray, "batch n d"]) -> Float[Array, "batch n output_dim"]:
         hidden = nn.relu(DeepSetsLayer(self.hidden_dim, name="first")(sets))
         return DeepSetsLayer(self.output_dim, name="second")(hidden)

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from msdspn_jax._check import AnyArray
+
 #: Blocks in each of the four stages.
 STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
@@ -53,7 +55,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: UInt8[Array, "batch size size 3"] | Float[Array, "batch size size 3"],
+        images: UInt8[AnyArray, "batch size size 3"] | Float[AnyArray, "batch size size 3"],
         *,
         train: bool | None = None,
     ) -> Float[Array, "batch latent"]:
@@ -89,7 +91,7 @@ class ResNet(nn.Module):
         )(x)
         return x.reshape(x.shape[0], -1).astype(jnp.float32)
 
-    def _end_channels(self, shape: tuple[int, ...]) -> int:
+    def _end_channels(self, shape: tuple[Any, ...]) -> int:
         if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or shape[1] % REDUCTION:
             raise ValueError(
                 "images: expected shape [batch, size, size, 3], size a multiple of "
@@ -156,9 +158,10 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Co
 
 
 def unit_range(
-    images: UInt8[Array, "*batch"] | Float[Array, "*batch"],
+    images: UInt8[AnyArray, "*batch"] | Float[AnyArray, "*batch"],
 ) -> Float[Array, "*batch"]:
     """Bytes to [0, 1]; floats as they are."""
+    images = jnp.asarray(images)
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     if images.dtype != jnp.uint8:

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.descent import Minimum, minimise
 from msdspn_jax.energy import Context, Energy, LatentEnergy, latent_energy
 from msdspn_jax.models.inner import DEFAULTS, Inner
@@ -76,12 +77,12 @@ class SetDecoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        latent: Float[Array, "batch latent"],
+        latent: Float[AnyArray, "batch latent"],
         *,
-        inputs: Float[Array, "batch n k"] | None = None,
-        mask: Bool[Array, "batch n"] | None = None,
+        inputs: Float[AnyArray, "batch n k"] | None = None,
+        mask: Bool[AnyArray, "batch n"] | None = None,
         keys: Key[Array, " batch"] | None = None,
-        initial_sets: Float[Array, "batch n d"] | None = None,
+        initial_sets: Float[AnyArray, "batch n d"] | None = None,
         **options: Any,
     ) -> Minimum:
         """Decode.
@@ -186,7 +187,7 @@ class SetPredictor(nn.Module):
         self,
         inputs: Any,
         *,
-        mask: Bool[Array, "batch n"] | None = None,
+        mask: Bool[AnyArray, "batch n"] | None = None,
         keys: Key[Array, " batch"] | None = None,
         **decoder_options: Any,
     ) -> Minimum:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 from msdspn_jax.models.resnet import unit_range
 
 
@@ -24,7 +27,7 @@ class ConvFeatures(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: UInt8[Array, "batch h w 3"] | Float[Array, "batch h w 3"]
+        self, images: UInt8[AnyArray, "batch h w 3"] | Float[AnyArray, "batch h w 3"]
     ) -> Float[Array, "batch positions features"]:
         """Features of images, uint8 or floats in [0, 1]; scaled to [-1, 1] here."""
         if len(images.shape) != 4 or images.shape[-1] != 3:
@@ -100,10 +103,10 @@ class SlotAttentionPredictor(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: UInt8[Array, "batch h w 3"] | Float[Array, "batch h w 3"],
+        images: UInt8[AnyArray, "batch h w 3"] | Float[AnyArray, "batch h w 3"],
         keys: Key[Array, " batch"] | None = None,
         *,
-        noise: Float[Array, "batch n slot_dim"] | None = None,
+        noise: Float[AnyArray, "batch n slot_dim"] | None = None,
     ) -> Float[Array, "batch n d"]:
         """Predict a set for every image.
 
@@ -126,7 +129,7 @@ class SlotAttentionPredictor(nn.Module):
         slots = attend(features, mean + jnp.exp(log_sigma) * noise)
         return _head(slots, self.set_dim)
 
-    def _noise(self, keys: Key[Array, " batch"] | None, batch: int):
+    def _noise(self, keys: Key[Array, " batch"] | None, batch: Any):
         shape = (self.set_size, self.slot_dim)
         if keys is None:
             if self.is_initializing():
@@ -154,7 +157,7 @@ class SlotMLPPredictor(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: UInt8[Array, "batch h w 3"] | Float[Array, "batch h w 3"]
+        self, images: UInt8[AnyArray, "batch h w 3"] | Float[AnyArray, "batch h w 3"]
     ) -> Float[Array, "batch n d"]:
         """Predict a set for every image: uint8, or floats in [0, 1]."""
         features = ConvFeatures(self.slot_dim, name="features")(images)

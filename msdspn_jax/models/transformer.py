@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from msdspn_jax import _check
+from msdspn_jax._check import AnyArray
 
 PositionEncoding = Literal["none", "sinusoidal", "random"]
 
@@ -84,8 +85,8 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        sets: Float[Array, "batch n d"],
-        noise: Float[Array, "batch n w"] | None = None,
+        sets: Float[AnyArray, "batch n d"],
+        noise: Float[AnyArray, "batch n w"] | None = None,
     ) -> Float[Array, "batch n output_dim"]:
         encodings = get_args(PositionEncoding)
         _check.require_choice("position_encoding", self.position_encoding, encodings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from msdspn_jax.training.config import TrainConfig
 
 
+@runtime_checkable
 class Runs(Protocol):
     """Reads runs back, as the module `msdspn_jax.trained.run` does; handed to every ``report``."""
 

@@ -96,6 +96,7 @@ def test_decode_reads_predictions():
     assert len(decode(prediction, threshold=0.1)) == 3
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_bad_arguments_are_named():
     one = OBJECTS[0]
     with pytest.raises(ValueError, match="at most 10, got 11"):

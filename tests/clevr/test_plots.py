@@ -101,6 +101,7 @@ def test_grids_and_curves_are_drawn(tmp_path):
     assert [text.get_text() for text in steps.get_legend().get_texts()] == ["AP∞", "AP0.5"]
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_bad_arguments_are_named():
     target = encode(OBJECTS)
     with pytest.raises(ValueError, match="predictions: expected one entry an image, 2, got 1"):

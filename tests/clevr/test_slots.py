@@ -27,7 +27,12 @@ def test_loss_is_the_sum_of_the_best_matching():
         expected = [c[scipy.optimize.linear_sum_assignment(c)].sum() for c in cost]
         ours = slot_loss(jnp.asarray(prediction), jnp.asarray(target), position_weight=weight)
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_bad_arguments_are_named():
+    sets = jnp.zeros((3, 4, 19))
     with pytest.raises(ValueError, match="position_weight: expected a number > 0"):
-        slot_loss(jnp.asarray(prediction), jnp.asarray(target), position_weight=0.0)
+        slot_loss(sets, sets, position_weight=0.0)
     with pytest.raises(ValueError, match="the same shape"):
-        slot_loss(jnp.asarray(prediction), jnp.asarray(target)[:, :2])
+        slot_loss(sets, sets[:, :2])

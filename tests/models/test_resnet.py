@@ -164,6 +164,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32(tiny):
     assert 1e-6 < error < 0.1
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_bad_arguments_are_named():
     key = jax.random.key(0)
     for shape in [(1, 96, 96, 3), (1, 64, 128, 3), (1, 64, 64, 4), (64, 64, 3)]:

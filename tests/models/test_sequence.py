@@ -93,6 +93,7 @@ def test_sinusoidal_encoding():
     assert sinusoidal_encoding(3, 5).shape == (3, 5)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [

@@ -68,6 +68,7 @@ def test_pools_and_relational_encoders_train(pool):
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_errors():
     model = ms.set_autoencoder(
         **SMALL, inner=ms.Inner(num_steps=3, proximity=0.0), initial_set="random"

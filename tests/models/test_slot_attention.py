@@ -127,6 +127,13 @@ def test_predictions_are_a_function_of_image_and_key():
     with_noise = jax.jit(lambda noise: model.apply(variables, images, noise=noise))
     chex.assert_trees_all_close(with_noise(noise), output, atol=1e-6)
     chex.assert_trees_all_close(with_noise(noise[:, ::-1]), output[:, ::-1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_every_image_needs_a_key():
+    model = SlotAttentionPredictor(set_size=4, slot_dim=8, iterations=1)
+    images = np.zeros((3, 16, 16, 3), np.float32)
+    variables = random_variables(model.init, images)
     with pytest.raises(ValueError, match="keys: expected one key for every image"):
         model.apply(variables, images)
     with pytest.raises(ValueError, match="keys: expected 3 keys"):

@@ -173,6 +173,7 @@ def test_nan_is_reported():
         numbering_loss(bad, batch.targets, batch.inputs)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

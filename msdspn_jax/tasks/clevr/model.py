@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, UInt8
 
+from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.objects import NUM_FEATURES
 from msdspn_jax.clevr.slots import from_clevr_layout, slot_loss, to_clevr_layout
 from msdspn_jax.descent import Minimum
@@ -73,7 +74,7 @@ class Predictor:
     def predict(
         self,
         variables: Variables,
-        images: UInt8[Array, "batch size size 3"],
+        images: UInt8[AnyArray, "batch size size 3"] | Float[AnyArray, "batch size size 3"],
         keys: Key[Array, " batch"],
         *,
         inner_steps: int | None = None,
@@ -98,8 +99,8 @@ class Predictor:
     def loss(
         self,
         variables: Variables,
-        images: UInt8[Array, "batch size size 3"],
-        objects: Float[Array, "batch n 19"],
+        images: UInt8[AnyArray, "batch size size 3"] | Float[AnyArray, "batch size size 3"],
+        objects: Float[AnyArray, "batch n 19"],
         keys: Key[Array, " batch"],
         *,
         inner_steps: int | None = None,
@@ -115,7 +116,7 @@ class Predictor:
         return self.distance(prediction, objects), prediction, dict(state) or None
 
     def distance(
-        self, prediction: Prediction, objects: Float[Array, "batch n 19"]
+        self, prediction: Prediction, objects: Float[AnyArray, "batch n 19"]
     ) -> Float[Array, " batch"]:
         """What the model is trained to make small, for every image."""
         if self.config.minimises:

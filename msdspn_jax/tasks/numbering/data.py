@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from msdspn_jax._check import AnyArray
+
 
 class NumberingBatch(NamedTuple):
     """A batch of multisets with their numbers.
@@ -29,7 +31,7 @@ class NumberingBatch(NamedTuple):
     targets: Float[Array, "batch n n"]
 
 
-def number_within_classes(classes: Int[Array, "*batch n"]) -> Int[Array, "*batch n"]:
+def number_within_classes(classes: Int[AnyArray, "*batch n"]) -> Int[Array, "*batch n"]:
     """Count, for every element, the earlier elements of the same class: 0 for the first."""
     n = classes.shape[-1]
     same = classes[..., :, None] == classes[..., None, :]
@@ -89,12 +91,12 @@ def draw_batch(
 _SPLIT_SEEDS = {"val": 20211, "test": 20212}
 
 
-def split_keys(split: str, indices: Int[Array, " batch"]) -> Key[Array, " batch"]:
+def split_keys(split: str, indices: Int[AnyArray, " batch"]) -> Key[Array, " batch"]:
     """The keys of samples of the validation ("val") or test split."""
     return fold_in_each(jax.random.key(_SPLIT_SEEDS[split]), indices)
 
 
-def fold_in_each(key: Key[Array, ""], numbers: Int[Array, " batch"]) -> Key[Array, " batch"]:
+def fold_in_each(key: Key[Array, ""], numbers: Int[AnyArray, " batch"]) -> Key[Array, " batch"]:
     """One key a number: sample i of the data set that `key` stands for."""
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 

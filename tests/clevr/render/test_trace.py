@@ -81,6 +81,7 @@ def test_tent_is_pils_bilinear_reduction():
     np.testing.assert_allclose(ours[1:-1], pil[1:-1], atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="quality: expected one of 'fast'"):
         render(SCENES, 16, quality="best")
