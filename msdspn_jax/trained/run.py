@@ -121,18 +121,29 @@ def _restore(
     checkpoints = Checkpoints(folder / "checkpoints", monitor=monitor, read_only=True)
     shapes = jax.eval_shape(lambda: init_states(init, optimizer, config.seed, config.replicates))
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+    while True:
+        step = checkpoints.best_step() if checkpoint == "best" else checkpoint
+        if step == "latest" or step is None:
+            restored = checkpoints.read_latest(like)
+            break
+        if step not in checkpoints.steps():
+            raise UserError(
+                f"{folder} has no checkpoint of step {step};"
+                f" there are {', '.join(map(str, checkpoints.steps())) or 'none'}"
+            )
+        try:
+            restored = checkpoints.read(step, like)
+            break
+        except UserError:
+            # Training goes on, and what was best a moment ago may have had its day.
+            if checkpoint != "best" or step in checkpoints.steps():
+                raise
     reasons = {s: damage(folder / "checkpoints" / str(s)) for s in checkpoints.steps()}
-    damaged = tuple(f"checkpoint {s}: {reason}" for s, reason in reasons.items() if reason)
-    step = checkpoints.best_step() if checkpoint == "best" else checkpoint
-    if step == "latest" or step is None:
-        restored = checkpoints.read_latest(like)
-    elif step in checkpoints.steps():
-        restored = checkpoints.read(step, like)
-    else:
-        raise UserError(
-            f"{folder} has no checkpoint of step {step};"
-            f" there are {', '.join(map(str, checkpoints.steps())) or 'none'}"
-        )
+    damaged = tuple(
+        f"checkpoint {s}: {reason}"
+        for s, reason in reasons.items()
+        if reason and s in checkpoints.steps()
+    )
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     states = [replicate_of(restored.state, config.replicates, r) for r in range(config.replicates)]

@@ -174,6 +174,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "replicates"):
             require_at_least(1, self, name)
+        if self.batch_size >= 2**31:
+            raise ValueError(f"batch_size: expected less than 2³¹, got {self.batch_size}")
         require_at_least(0, self, "steps")
         if self.learning_rate is not None:
             require_positive(self, "learning_rate")

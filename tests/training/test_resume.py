@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -169,6 +170,25 @@ def test_a_step_without_memory_ends_in_words_and_leaves_no_folder(tmp_path, monk
     with pytest.raises(UserError, match=r"out of memory.*\n.*fewer --replicates \(now 3\)"):
         train(tmp_path / "run", replicates=3)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_beyond_all_counting_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size: expected less than 2³¹, got 5000000000"):
+        configured(batch_size=5_000_000_000)
+
+
+def test_evaluation_meets_a_best_checkpoint_that_training_has_just_replaced(tmp_path, monkeypatch):
+    train(tmp_path / "run")
+    real, asked = Checkpoints.read, []
+
+    def read(self, step, like):
+        asked.append(step)
+        if len(asked) == 1:
+            shutil.rmtree(self.folder / str(step))
+        return real(self, step, like)
+
+    monkeypatch.setattr(Checkpoints, "read", read)
+    assert run.load_run(tmp_path / "run").step == asked[1] < asked[0]
 
 
 def test_a_run_that_began_is_kept_when_memory_ends(tmp_path, monkeypatch):
