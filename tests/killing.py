@@ -1,7 +1,8 @@
 """Kill runs of the toy task at random times, over and over: ``killing.py FOLDER KILLS SEED``.
 
-A process that has imported everything, but not started JAX, forks one that trains and kills it
-after a random time. So a kill takes a second and not ten. The runs go to FOLDER/whole (never
+A process that has imported everything, but not started JAX, forks one that trains and kills it:
+every other time at any moment, otherwise while it does steps. So a kill takes seconds and not ten.
+The runs go to FOLDER/whole (never
 killed) and FOLDER/0, FOLDER/1, … What happened is printed as JSON.
 """
 
@@ -21,6 +22,7 @@ import training_tasks
 
 from msdspn_jax.training import loop
 from msdspn_jax.training.checkpoints import damage, steps_in
+from msdspn_jax.training.run_folder import read_metrics
 
 STEPS = 120
 
@@ -55,16 +57,19 @@ def main(root: Path, kills: int, seed: int) -> dict:
     log = root / "log.txt"
     if os.waitpid(forked(root / "whole", 0.0, log), 0)[1]:
         raise SystemExit(log.read_text())
-    killed, finished, failures, partial, longest = 0, 0, [], 0, 4.0
+    killed, finished, failures, amid_steps = 0, 0, [], 0
     while killed < kills or not finished:
         folder = root / str(finished)
-        began = time.monotonic()
+        before = last_step(folder)
         child = forked(folder, 0.005, log)
-        wait = chance.uniform(0, longest) if killed < kills else float("inf")
+        began, amid = time.monotonic(), killed % 2 == 1
+        wait = chance.uniform(0, 0.7 if amid else 4.0) if killed < kills else float("inf")
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 break
+            if amid and last_step(folder) <= before:
+                began = time.monotonic()
             if time.monotonic() - began > wait:
                 os.kill(child, signal.SIGKILL)
                 _, status = os.waitpid(child, 0)
@@ -72,7 +77,7 @@ def main(root: Path, kills: int, seed: int) -> dict:
             time.sleep(0.002)
         if os.WIFSIGNALED(status):
             killed += 1
-            partial += bool(steps_in(folder / "checkpoints"))
+            amid_steps += last_step(folder) > before
         elif os.WEXITSTATUS(status):
             failures.append(log.read_text()[-500:])
             break
@@ -82,7 +87,11 @@ def main(root: Path, kills: int, seed: int) -> dict:
             reason = damage(folder / "checkpoints" / str(step))
             if reason is not None:
                 failures.append(f"{folder} {step}: {reason}")
-    return {"kills": killed, "with_checkpoints": partial, "runs": finished, "failures": failures}
+    return {"kills": killed, "amid_steps": amid_steps, "runs": finished, "failures": failures}
+
+
+def last_step(folder: Path) -> int:
+    return max((x["step"] for x in read_metrics(folder)), default=0)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,8 @@ def main(argv: list[str]) -> int:
     _draw(results, folder)
     console.print(
         f"\nPictures in [bold]{escape(str(folder))}/[/]: digits.png (targets and predictions),"
-        " strip.png (a set moving from its initial state to the prediction), curves.png (the loss while"
-        " training). "
+        " strip.png (a set moving from its initial state to the prediction), curves.png"
+        " (the loss while training). "
         f"{time.monotonic() - started:.0f} s in all."
         " Next: [bold]msdspn train digits --help[/]",
         highlight=False,
