@@ -40,7 +40,7 @@ def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
 def test_grid_of_local_jobs_trains_every_cell_and_reports_the_bad_one(tmp_path):
     pytest.importorskip("submitit", reason="submitit is not installed: the slurm extra")
     grid_dir = tmp_path / "grid"
-    size = ["--set-size", "2", "--set-dim", "2", "--inner-steps", "1", "--hidden-dim", "4"]
+    size = ["--set-size", "2", "--set-dim", "2", "--inner.num-steps", "1", "--hidden-dim", "4"]
     size += ["--latent-dim", "4", "--batch-size", "2", "--val-size", "4", "--test-size", "4"]
     argv = ["grid", "random-sets", "--grid-dir", str(grid_dir), "--executor", "local"]
     argv += [*size, *SMALL, "--seed", "0,1"]
