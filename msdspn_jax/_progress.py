@@ -42,6 +42,12 @@ class ProgressBar:
             self._bar.start()
         self._bar.update(self._task, completed=done, total=total, note=note)
 
+    def restart_clock(self) -> None:
+        """Estimate the remaining time from what follows alone."""
+        if self._bar is not None:
+            completed = self._bar.tasks[self._task].completed
+            self._bar.reset(self._task, completed=completed)
+
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self._bar is None:

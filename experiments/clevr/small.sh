@@ -13,7 +13,7 @@ for run in ${RUN_NAMES:-idspn dspn slot-mlp idspn-1 dspn-1}; do
     --rate-drop 0.8 --inner.num-steps 20 --inner.late-num-steps 40 --size 64 --encoder-width 16 \
     --latent-dim 256 --hidden-dim 256 --slot-dim 16 --set-size 3 --min-objects 1 --max-objects 3 \
     --train-size 20000 --val-size 1000 --test-size 2000 --evaluate-every 500 \
-    --checkpoint-every 1000 --resume --run-dir "$RUNS/$run"
+    --checkpoint-every 1000 --resume auto --run-dir "$RUNS/$run"
   $MSDSPN evaluate "$RUNS/$run"
 done
 $MSDSPN report clevr --runs "$RUNS"

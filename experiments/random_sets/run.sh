@@ -6,7 +6,7 @@ runs=${1:-runs/random-sets}
 # The authors' setting: fresh sets at every step, batch 128, 1,280 validation sets, three seeds.
 compare() { # name, flags
   msdspn train random-sets --fresh --val-size 1280 --inner.num-steps 10 --evaluate-every 250 \
-    --checkpoint-every 100 --resume --run-dir "$runs/$1" "${@:2}"
+    --checkpoint-every 100 --resume auto --run-dir "$runs/$1" "${@:2}"
 }
 for seed in 0 1 2; do
   compare "idspn-4-4-s$seed" --seed "$seed" --set-size 4 --set-dim 4 --steps 1000

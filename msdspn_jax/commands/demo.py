@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose --folder") from error
 
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console()
     console.print(
@@ -67,9 +68,9 @@ def main(argv: list[str]) -> int:
     _report(options, results, console)
     _draw(results, folder)
     console.print(
-        f"\nPictures in [bold]{folder}/[/]: digits.png (targets and predictions), strip.png (a"
-        " set moving from its initial state to the prediction), curves.png (the loss while"
-        " training). "
+        f"\nPictures in [bold]{escape(str(folder))}/[/]: digits.png (targets and predictions),"
+        " strip.png (a set moving from its initial state to the prediction), curves.png"
+        " (the loss while training). "
         f"{time.monotonic() - started:.0f} s in all."
         " Next: [bold]msdspn train digits --help[/]",
         highlight=False,

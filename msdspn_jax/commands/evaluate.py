@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,8 @@ from msdspn_jax.errors import UserError
 class Evaluate:
     """Score a run's best checkpoint on its validation and test splits, and draw its figures.
 
-    Adds the test line to the run's metrics.jsonl and writes evaluation.json.
+    Keeps the scores in the run's evaluation.json, and changes nothing that training writes: it may
+    be used while training goes on.
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -42,16 +43,19 @@ def main(argv: list[str]) -> int:
 def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     """Metrics by split, written into the run folder and shown."""
     from msdspn_jax._cache import enable_compilation_cache
-    from msdspn_jax._files import write_text
+    from msdspn_jax._files import as_user_error
     from msdspn_jax.trained.run import checkpoint_named, load_run
     from msdspn_jax.training.logging import summarise
-    from msdspn_jax.training.run_folder import append_metrics
+    from msdspn_jax.training.loop import out_of_memory
+    from msdspn_jax.training.run_folder import write_evaluation
     from msdspn_jax.training.state import run_keys
 
     checkpoint = checkpoint_named(options.checkpoint)
     if options.compilation_cache:
         enable_compilation_cache()
     run = load_run(folder, checkpoint=checkpoint)
+    for reason in run.damaged:
+        print(f"left out: {reason}", file=sys.stderr)
     found: dict[str, dict[str, float]] = {}
     for split in options.split:
         try:
@@ -59,13 +63,16 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
                 run.task.evaluate(variables, split, run_keys(run.config.seed + r).evaluation)
                 for r, variables in enumerate(run.variables)
             ]
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            first = (str(error).strip() or "MemoryError").splitlines()[0][:200]
+            raise UserError(f"out of memory: {first}") from error
         found[split] = summarise({k: [float(x[k]) for x in results] for k in results[0]})
-        if split not in ("train", "val"):
-            append_metrics(folder, run.step, split, found[split])
-    record = {"step": run.step, "checkpoint": options.checkpoint, "metrics": found}
-    write_text(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
+    with as_user_error(folder / "evaluation.json"):
+        write_evaluation(folder, run.step, options.checkpoint, found)
     if options.figures and run.task.figures is not None:
         (folder / "figures").mkdir(exist_ok=True)
         run.task.figures(run.variables[0], folder / "figures")
@@ -82,4 +89,5 @@ def _show(folder: Path, step: int, found: dict[str, dict[str, float]], replicate
     seeds = f", {replicates} seeds" if replicates > 1 else ""
     console.print(metrics_table(found, title=f"{folder}, step {step}{seeds}"))
     if (folder / "figures").is_dir():
-        console.print(f"figures: {folder / 'figures'}", highlight=False, soft_wrap=True)
+        figures = f"figures: {folder / 'figures'}"
+        console.print(figures, markup=False, highlight=False, soft_wrap=True)

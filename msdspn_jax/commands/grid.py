@@ -131,16 +131,16 @@ def _flags(argv: list[str]) -> dict[str, list[str]]:
 def _config(task: str, cell: Cell, folder: Path) -> Any:
     from msdspn_jax.commands.train import parse
 
-    return parse(task, [*cell.arguments, "--run-dir", str(folder / cell.name), "--resume"])
+    return parse(task, [*cell.arguments, "--run-dir", str(folder / cell.name), "--resume", "auto"])
 
 
 def state_of(cell: Cell, folder: Path) -> Literal["finished", "unfinished", "new"]:
     """How far a cell has come."""
-    from msdspn_jax.training.run_folder import is_finished
+    from msdspn_jax.training.run_folder import is_finished, is_run
 
     if is_finished(folder / cell.name):
         return "finished"
-    return "unfinished" if (folder / cell.name / "config.json").exists() else "new"
+    return "unfinished" if is_run(folder / cell.name) else "new"
 
 
 def run(task: str, cells: list[Cell], folder: Path, options: Grid) -> int:

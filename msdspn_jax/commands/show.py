@@ -26,9 +26,11 @@ class Show:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
+    from msdspn_jax.training.run_folder import is_run
+
     options = tyro.cli(Show, prog="msdspn show", args=argv)
     folder = Path(options.run)
-    if not (folder / "config.json").exists():
+    if not is_run(folder):
         runs = sorted(p.parent for p in folder.rglob("config.json"))
         if not runs:
             raise UserError(f"{folder} is not a run folder (it has no config.json), nor holds any")
@@ -41,16 +43,18 @@ def main(argv: list[str]) -> int:
 def metrics_table(found: dict[str, dict[str, float]], *, title: str) -> Any:
     """A rich table of metrics: a row a metric, a column a split; mean ± deviation."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # Text, not str: square brackets in a name are no markup.
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("metric")
     for split in found:
-        table.add_column(split, justify="right")
+        table.add_column(Text(split), justify="right")
     names = dict.fromkeys(k for values in found.values() for k in values if not k.endswith("_std"))
     for name in names:
-        row = [name]
+        row = [Text(name)]
         for values in found.values():
-            row.append(_number(values.get(name), values.get(f"{name}_std")))
+            row.append(Text(_number(values.get(name), values.get(f"{name}_std"))))
         table.add_row(*row)
     return table
 
@@ -73,6 +77,7 @@ def best_line(folder: Path) -> dict[str, Any] | None:
 def _list(runs: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from msdspn_jax.training.run_folder import is_finished, read_record
 
@@ -83,8 +88,8 @@ def _list(runs: list[Path]) -> None:
         record, best = read_record(folder), best_line(folder)
         steps = str(record["config"]["steps"])
         table.add_row(
-            str(folder),
-            record["task"],
+            Text(str(folder)),
+            Text(record["task"]),
             steps if is_finished(folder) else f"unfinished, of {steps}",
             "" if best is None else _number(best.get("loss"), best.get("loss_std")),
         )
@@ -94,21 +99,30 @@ def _list(runs: list[Path]) -> None:
 def _show(folder: Path, options: Any) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from msdspn_jax import tasks
     from msdspn_jax.trained.run import read_config
+    from msdspn_jax.training.checkpoints import steps_in
     from msdspn_jax.training.config import as_flags
-    from msdspn_jax.training.run_folder import is_finished, read_metrics, read_record
+    from msdspn_jax.training.run_folder import (
+        is_finished,
+        read_evaluation,
+        read_metrics,
+        read_record,
+    )
 
     console = Console()
     record = read_record(folder)
     name, config = read_config(folder)
     defaults = as_flags(tasks.load(name).Config().to_dict())
     console.print(
-        f"[bold]{record['task']}[/] in {folder}, begun {record['created']},"
-        f" {', '.join(record['devices'])} × {record['num_devices']},"
-        f" jax {record['versions']['jax']}",
-        highlight=False,
+        Text.assemble(
+            (name, "bold"),
+            f" in {folder}, begun {record['created']},"
+            f" {', '.join(record['devices'])} × {record['num_devices']},"
+            f" jax {record['versions']['jax']}",
+        )
     )
     table = Table(title="settings" if options.all else "settings that are not defaults")
     table.title_justify = "left"
@@ -116,7 +130,7 @@ def _show(folder: Path, options: Any) -> None:
     table.add_column("value")
     for flag, value in as_flags(config.to_dict()).items():
         if options.all or (value != defaults[flag] and flag not in ("--run-dir", "--resume")):
-            table.add_row(flag, str(value))
+            table.add_row(flag, Text(str(value)))
     if table.row_count:
         console.print(table)
 
@@ -138,12 +152,16 @@ def _show(folder: Path, options: Any) -> None:
                 f" at step {best['step']}",
                 highlight=False,
             )
-    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit())
+    evaluation = read_evaluation(folder)
+    if evaluation is not None:
+        title = f"evaluated: checkpoint {evaluation['checkpoint']}, step {evaluation['step']}"
+        console.print(metrics_table(evaluation["metrics"], title=title))
+    steps = steps_in(folder / "checkpoints")
     if steps:
         console.print(f"checkpoints: {', '.join(map(str, steps))}", highlight=False)
     figures = sorted((folder / "figures").glob("*.png"))
     for path in figures:
-        console.print(f"figure: {path}", highlight=False, soft_wrap=True)
+        console.print(f"figure: {path}", markup=False, highlight=False, soft_wrap=True)
         if options.open:
             _open(path)
 

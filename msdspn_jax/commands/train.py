@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from msdspn_jax import tasks
@@ -27,13 +27,16 @@ Every flag of a task, with its default (the published value):
 Examples:
   msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
   msdspn train digits --model dspn --loss chamfer --run-dir runs/digits-dspn
-  msdspn train digits --run-dir runs/digits-dspn --resume
+  msdspn train digits --run-dir runs/digits-dspn --resume        go on with that run
+  msdspn train digits --run-dir runs/digits --resume auto        begin it, or go on with it
   msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
   msdspn train random-sets --parallel shard-map      all devices of this machine
   msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
 
-Watch a run:   tensorboard --logdir RUN      Afterwards:   msdspn show RUN
 """
+AFTERWARDS = "Afterwards:   msdspn show RUN\n"
+# The package of that name; msdspn-jax needs only the one that writes its files.
+WATCH = "Watch a run:  tensorboard --logdir RUN\n"
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +44,8 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, tasks.TASKS))
         listing = "\n".join(f"  {n:<{width}}  {task.help}" for n, task in tasks.TASKS.items())
-        print(HELP.format(tasks=listing), end="")
+        watch = WATCH if importlib.util.find_spec("tensorboard") else ""
+        print(HELP.format(tasks=listing) + watch + AFTERWARDS, end="")
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
     config = parse(name, rest)
@@ -51,14 +55,20 @@ def main(argv: list[str]) -> int:
 def parse(name: str, argv: list[str]) -> Any:
     """The configuration that the flags ask for.
 
-    With ``--resume``, what is not given comes from the run folder's config.json.
+    With ``--resume``, what is not given is as the run was begun.
+
+    Raises:
+        UserError: there is no run to go on with; or values that do not go together.
     """
     from msdspn_jax.commands import flags
+    from msdspn_jax.training import run_folder
 
     module = tasks.load(name)
     default = None
     run_dir = _value_of("--run-dir", argv)
-    if "--resume" in argv and run_dir is not None and (Path(run_dir) / "config.json").exists():
+    # Before the flags are checked: those that are not given come from the run.
+    asked = any(word == "--resume" or word.startswith("--resume=") for word in argv)
+    if asked and run_dir is not None and run_folder.is_run(run_dir):
         from msdspn_jax.trained.run import read_config
         from msdspn_jax.training.config import Devices
 
@@ -71,6 +81,8 @@ def parse(name: str, argv: list[str]) -> Any:
     config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
+    if config.run.resume is True:
+        run_folder.require_run(config.run.dir)
     if config.run.dir is None and (
         config.devices.distributed or config.devices.coordinator is not None
     ):
@@ -94,8 +106,9 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
 def _saved(config: Any) -> Any:
     """The configuration that the run to go on with was begun with."""
     from msdspn_jax.trained.run import read_config
+    from msdspn_jax.training.run_folder import is_run
 
-    if config.run.resume and (Path(config.run.dir) / "config.json").exists():
+    if config.run.resume and is_run(config.run.dir):
         return read_config(config.run.dir)[1]
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.trained.weights import Model
 from msdspn_jax.training import run_folder
-from msdspn_jax.training.checkpoints import Checkpoints
+from msdspn_jax.training.checkpoints import Checkpoints, damage
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.state import Init, init_states, replicate_of
 from msdspn_jax.training.task import Task, Variables
@@ -31,6 +32,7 @@ class Run(NamedTuple):
         task_name, config, task: the experiment, built again from config.json.
         variables: the model's variables of each replicate, ready for ``task.evaluate``.
         step: the step of the checkpoint they come from.
+        damaged: why other checkpoints could not be read, if there are such.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     task: Task
     variables: list[Variables]
     step: int
+    damaged: tuple[str, ...] = ()
 
 
 def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
@@ -50,10 +53,10 @@ def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
     folder = Path(folder)
     task_name, config = read_config(folder)
     task = tasks.load(task_name).build(config)
-    variables, step = _restore(
+    variables, step, damaged = _restore(
         folder, config, task.init, task.optimizer, task.monitor, checkpoint=checkpoint
     )
-    return Run(folder, task_name, config, task, variables, step)
+    return Run(folder, task_name, config, task, variables, step, damaged)
 
 
 def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Model:
@@ -69,9 +72,11 @@ def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Mo
         raise UserError(f"{folder}: a run of the task {task_name}, expected clevr")
     predictor = module.build_predictor(config)
     optimizer = module.outer_optimizer(config)
-    variables, step = _restore(
+    variables, step, damaged = _restore(
         folder, config, predictor.init, optimizer, module.MONITOR, checkpoint=checkpoint
     )
+    for reason in damaged:
+        warnings.warn(f"left out: {reason}", stacklevel=2)
     versions = run_folder.package_versions()
     return Model(config, variables[0], step, predictor, versions, task_name, str(folder))
 
@@ -109,24 +114,37 @@ def _restore(
     monitor: tuple[str, Literal["min", "max"]],
     *,
     checkpoint: Checkpoint,
-) -> tuple[list[Variables], int]:
-    """The variables of every replicate at a checkpoint, and its step."""
+) -> tuple[list[Variables], int, tuple[str, ...]]:
+    """The variables of every replicate at a checkpoint, its step, and which others are damaged."""
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} holds no checkpoint yet")
     checkpoints = Checkpoints(folder / "checkpoints", monitor=monitor, read_only=True)
     shapes = jax.eval_shape(lambda: init_states(init, optimizer, config.seed, config.replicates))
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
-    step = checkpoints.best_step() if checkpoint == "best" else checkpoint
-    if step == "latest" or step is None:
-        restored = checkpoints.read_latest(like)
-    elif step in checkpoints.steps():
-        restored = checkpoints.read(step, like)
-    else:
-        raise UserError(
-            f"{folder} has no checkpoint of step {step};"
-            f" there are {', '.join(map(str, checkpoints.steps())) or 'none'}"
-        )
+    while True:
+        step = checkpoints.best_step() if checkpoint == "best" else checkpoint
+        if step == "latest" or step is None:
+            restored = checkpoints.read_latest(like)
+            break
+        if step not in checkpoints.steps():
+            raise UserError(
+                f"{folder} has no checkpoint of step {step};"
+                f" there are {', '.join(map(str, checkpoints.steps())) or 'none'}"
+            )
+        try:
+            restored = checkpoints.read(step, like)
+            break
+        except UserError:
+            # Training goes on, and what was best a moment ago may have had its day.
+            if checkpoint != "best" or step in checkpoints.steps():
+                raise
+    reasons = {s: damage(folder / "checkpoints" / str(s)) for s in checkpoints.steps()}
+    damaged = tuple(
+        f"checkpoint {s}: {reason}"
+        for s, reason in reasons.items()
+        if reason and s in checkpoints.steps()
+    )
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     states = [replicate_of(restored.state, config.replicates, r) for r in range(config.replicates)]
-    return [state.variables for state in states], restored.step
+    return [state.variables for state in states], restored.step, damaged

@@ -22,6 +22,28 @@ _UNPREFIXED = (*OPERATIONAL, "safety")
 """The groups whose flags do without the group's name: --resume, not --run.resume."""
 
 
+Resume = bool | Literal["auto"]
+"""Whether to go on with a run that is there; "auto": begin it if it is not."""
+
+
+def _resume_of(words: list[str]) -> Resume:
+    values: dict[str, Resume] = {"": True, "yes": True, "no": False, "auto": "auto"}
+    text = " ".join(words)
+    if text not in values:
+        raise ValueError(f"expected nothing, yes, no or auto, got {text!r}")
+    return values[text]
+
+
+# --resume alone is yes.
+RESUME_FLAG = tyro.constructors.PrimitiveConstructorSpec[Resume](
+    nargs="*",
+    metavar="[yes|no|auto]",
+    instance_from_str=_resume_of,
+    is_instance=lambda value: isinstance(value, bool) or value == "auto",
+    str_from_instance=lambda value: ["auto" if value == "auto" else "yes" if value else "no"],
+)
+
+
 def require_at_least(least: int, config: Any, *names: str) -> None:
     """Refuse fields of a configuration that are no integers of this size."""
     for name in names:
@@ -43,9 +65,9 @@ class Run:
     dir: Annotated[str | None, tyro.conf.arg(name="run-dir")] = None
     """Run folder: config.json, metrics.jsonl, TensorBoard events, checkpoints/, figures/.
     Default: runs/TASK-DATE-TIME."""
-    resume: bool = False
-    """Go on from the newest good checkpoint in --run-dir (start anew if there is none). Flags that
-    are not given, but for those of devices, are those the run began with."""
+    resume: Annotated[Resume, RESUME_FLAG] = False
+    """Go on with the run in --run-dir from its newest good checkpoint; auto: begin it if there is
+    none yet. Flags that are not given, but for those of devices, are those the run began with."""
     allow_config_change: bool = False
     """Let --resume go on although flags that change the numbers differ."""
     log_every: int = 100
@@ -69,6 +91,8 @@ class Run:
         for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
             require_at_least(1, self, name)
         require_at_least(0, self, "figures_every")
+        if not isinstance(self.resume, bool) and self.resume != "auto":
+            raise ValueError(f"resume: expected True, False or 'auto', got {self.resume!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +174,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "replicates"):
             require_at_least(1, self, name)
+        if self.batch_size >= 2**31:
+            raise ValueError(f"batch_size: expected less than 2³¹, got {self.batch_size}")
         require_at_least(0, self, "steps")
         if self.learning_rate is not None:
             require_positive(self, "learning_rate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -96,7 +97,9 @@ class Logger:
                 self._wandb.log({path.stem: wandb.Image(pixels), "step": step})
 
     def flush(self) -> None:
-        """Bring everything to disk."""
+        """Bring everything to disk, so that no checkpoint is newer than its history."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -123,20 +126,23 @@ class Progress:
     def __init__(self, config: TrainConfig, *, first_step: int, silent: bool = False):
         self.config = config
         self._silent = silent
-        self._start = (time.monotonic(), first_step)
+        self._start, self._first = time.monotonic(), first_step
+        self._left_out, self._steps_left_out = 0.0, 0
         self._last_line = time.monotonic()
         self._bar = ProgressBar(transient=True)
         if config.run.progress and not silent:
             self._bar(first_step, config.steps, "compiling …")
 
     def rate(self, step: int) -> float:
-        """Steps per second since the run began (compilation left out once it is past)."""
-        seconds = time.monotonic() - self._start[0]
-        return (step - self._start[1]) / max(seconds, 1e-9)
+        """Steps per second since the run began, without what was left out; 0 if nothing is left."""
+        steps = step - self._first - self._steps_left_out
+        return steps / max(time.monotonic() - self._start - self._left_out, 1e-9)
 
-    def restart_clock(self, step: int) -> None:
-        """Forget the time up to now: it went into compiling."""
-        self._start = (time.monotonic(), step)
+    def leave_out(self, seconds: float, steps: int = 0) -> None:
+        """Do not count the last seconds, nor the steps done in them: they went into compiling."""
+        self._left_out += seconds
+        self._steps_left_out += steps
+        self._bar.restart_clock()
 
     def update(self, step: int, values: dict[str, float]) -> None:
         """Show where training is; ``values`` as in a metrics line."""
@@ -146,9 +152,10 @@ class Progress:
         self._bar(step, self.config.steps, f"{shown}  {rate}")
         if not self._bar.live and time.monotonic() - self._last_line > 15:
             self._last_line = time.monotonic()
-            left = _clock((self.config.steps - step) / max(self.rate(step), 1e-9))
+            if rate:
+                rate += f"  {_clock((self.config.steps - step) / self.rate(step))} left"
             print(
-                f"step {step}/{self.config.steps}  {shown}  {rate}  {left} left",
+                f"step {step}/{self.config.steps}  {shown}  {rate}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.lock import Lock
 from msdspn_jax.training.logging import Logger, Progress, summarise
 from msdspn_jax.training.parallel import Chunk, StepRunner, agree
 from msdspn_jax.training.state import (
@@ -60,9 +62,10 @@ def train(task: Task, config: TrainConfig, *, saved: TrainConfig | None = None) 
             Default: what its config.json makes of the type of ``config``.
 
     Raises:
-        UserError: anything the user can mend: a run folder that cannot be written or is in use, a
-            changed configuration, a damaged checkpoint, a full disk, a loss that is not finite.
-            What was saved before stays.
+        UserError: anything the user can mend: a run folder that cannot be written, is in use or,
+            with resume, is not there; a changed configuration, a damaged checkpoint, a full disk
+            or memory, data that cannot be read, a loss that is not finite. What was saved before
+            stays; a folder made by a run that never did a step goes again.
     """
     if config.run.dir is None:
         raise ValueError("config.run.dir: expected the name of the run folder, got None")
@@ -78,25 +81,58 @@ class _Trainer:
         self.task, self.config, self.folder = task, config, folder
         self.leader = jax.process_index() == 0
         self.runner = StepRunner(task, config)
-        _prepare_folder(folder, task, config, saved, self.leader)
+        self.window = _Window(config.replicates)
+        self.best: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.step = 0
+        self.began = False
+        write_record = _must_write_record(folder, task, config, saved)
+        self.lock = _take(folder, self.leader)
+        try:
+            if self.leader:
+                # Another writer may have come and gone before the folder was ours.
+                write_record = _must_write_record(folder, task, config, saved)
+            self._open(write_record)
+        except OSError as error:
+            self._let_go()
+            raise _cannot_write(folder, error) from error
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _open(self, write_record: bool) -> None:
+        """Restore or begin; config.json changes only once all of it went well."""
+        task, config, folder = self.task, self.config, self.folder
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=config.run.keep_checkpoints, monitor=task.monitor
         )
-        state = self.runner.init()
-        self.window = _Window(config.replicates)
-        self.best: float | None = None
-        messages = []
-        if config.run.resume:
-            state, messages = self._restore(state)
-        self.step = int(state.step)
-        self.state = self.runner.place(state)
+        _barrier("damaged checkpoints set aside at opening")
+        with _memory_explained(self):
+            state = self.runner.init()
+            messages = []
+            if config.run.resume:
+                state, messages = self._restore(state)
+            self.step = int(state.step)
+            self.state = self.runner.place(state)
+            try:
+                self.runner.load_data()
+            except (OSError, ValueError) as error:
+                raise UserError(f"the data cannot be read: {error}") from error
         self.last_good = self.step if self.checkpoints.steps() else None
-        self.metrics: dict[str, float] = {}
         silent = not self.leader
+        if write_record and self.leader:
+            run_folder.write_config(folder, task, config)
         self.logger = Logger(folder, config, first_step=self.step, silent=silent)
         self.progress = Progress(config, first_step=self.step, silent=silent)
         for message in messages:
             self.progress.say(message)
+
+    def _let_go(self) -> None:
+        """Leave the folder to others; one that this run made and never used, to nobody."""
+        if self.lock is not None and self.lock.made_folder and not self.began:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.lock is not None:
+            self.lock.release()
 
     def _restore(self, state: TrainState) -> tuple[TrainState, list[str]]:
         messages = [
@@ -105,7 +141,7 @@ class _Trainer:
         ]
         restored = self.checkpoints.read_latest(state)
         if restored is None:
-            if messages and self.leader:
+            if messages:
                 raise UserError("no checkpoint can be read:\n  " + "\n  ".join(messages))
             if self.leader:
                 run_folder.truncate_metrics(self.folder, -1)
@@ -115,11 +151,16 @@ class _Trainer:
                 kept = self.checkpoints.set_aside(path)
                 messages.append(f"damaged, set aside in {kept}: {reason}")
         _barrier("damaged checkpoints set aside")
-        self.checkpoints.reload()
-        if self.leader:
-            run_folder.truncate_metrics(self.folder, restored.step)
         self.window.restore(restored.notes["window"])
         self.best = restored.notes["best"]
+        # Those of 0.1.0 hold no record; config.json says at least how the run was begun.
+        record = restored.notes.get("record") or run_folder.read_record(self.folder)
+        messages += [
+            f"warning: the numbers may differ in their last bits from here on: {change}"
+            for change in run_folder.environment_changes(record)
+        ]
+        if self.leader:
+            run_folder.truncate_metrics(self.folder, restored.step)
         messages.append(f"resuming at step {restored.step}")
         return restored.state, messages
 
@@ -131,10 +172,13 @@ class _Trainer:
                 caught = self._steps(received)
                 if caught is None:
                     self._finish()
+                self.checkpoints.wait()
+            self.began = True
         finally:
             self.progress.close()
             self.logger.close()
-        self.checkpoints.close()
+            self.checkpoints.settle()
+            self._let_go()
         return Outcome(self.folder, self.runner.fetch(self.state), self.metrics, caught)
 
     def _steps(self, received: list[int]) -> int | None:
@@ -156,13 +200,18 @@ class _Trainer:
                 return caught
             count = min(count, self._steps_to_boundary(), config.devices.steps_per_dispatch)
             started = time.monotonic()
-            batches = self.runner.load(self.step, count)
+            try:
+                batches = self.runner.load(self.step, count)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"step {self.step}: the data cannot be read: {error}\n{self._advice_saved()}"
+                ) from error
             chunk = self.runner.run(self.state, self.step, count, batches)
             self.state = chunk.state
             self._account(chunk)
             if fresh:
                 compiled.add(stage)
-                self.progress.restart_clock(self.step)
+                self.progress.leave_out(time.monotonic() - started, steps=chunk.done)
             pace = max((time.monotonic() - started) / chunk.done, 1e-6)
             self._at_boundary()
         return None
@@ -182,6 +231,7 @@ class _Trainer:
 
     def _account(self, chunk: Chunk) -> None:
         """Take in a chunk's metrics; stop if a step was refused that may not be skipped."""
+        self.began = True
         self.window.add(chunk.metrics, chunk.status)
         first, self.step = self.step, self.step + chunk.done
         bad = np.flatnonzero(chunk.status.any(axis=1))
@@ -196,16 +246,17 @@ class _Trainer:
         last = {k: float(v[-1].mean()) for k, v in chunk.metrics.items()}
         self.progress.update(self.step, last)
 
-    def _advice(self) -> str:
+    def _advice_saved(self) -> str:
         if self.last_good is None:
-            saved = "No checkpoint was saved before."
-        else:
-            saved = (
-                "The last good checkpoint is that of step"
-                f" {self.last_good} ({self.folder / 'checkpoints' / str(self.last_good)})."
-            )
+            return "No checkpoint was saved before."
         return (
-            f"{saved} A smaller --learning-rate or inner step size may help;"
+            "The last good checkpoint is that of step"
+            f" {self.last_good} ({self.folder / 'checkpoints' / str(self.last_good)})."
+        )
+
+    def _advice(self) -> str:
+        return (
+            f"{self._advice_saved()} A smaller --learning-rate or inner step size may help;"
             " --skip-bad-steps N leaves single bad batches out."
         )
 
@@ -215,7 +266,8 @@ class _Trainer:
         if step % config.run.log_every == 0 or last:
             values = self.window.summary()
             if values:
-                values["steps_per_second"] = self.progress.rate(step)
+                # Null until a step has been timed without compiling.
+                values["steps_per_second"] = self.progress.rate(step) or np.nan
                 self.logger.metrics(step, "train", values)
             self.window = _Window(config.replicates)
         evaluated = None
@@ -235,6 +287,7 @@ class _Trainer:
         ]
 
     def _evaluate(self) -> dict[str, float]:
+        started, first = time.monotonic(), not self.metrics
         results = [
             self.task.evaluate(variables, "val", run_keys(self.config.seed + r).evaluation)
             for r, variables in enumerate(self._variables())
@@ -243,6 +296,8 @@ class _Trainer:
         self.metrics = values
         self.logger.metrics(self.step, "val", values)
         self.progress.evaluated(self.step, "val", values)
+        if first:
+            self.progress.leave_out(time.monotonic() - started)
         return values
 
     def _improves(self, values: dict[str, float]) -> bool:
@@ -260,7 +315,9 @@ class _Trainer:
         self.logger.flush()
         if metrics is not None and not np.isfinite(metrics.get(self.task.monitor[0], np.nan)):
             metrics = None
-        notes = {"window": self.window.record(), "best": self.best}
+        record = run_folder.record_of(self.task, self.config)
+        notes = {"window": self.window.record(), "best": self.best, "record": record}
+        self.began = True
         self.checkpoints.save(state, self.step, notes, metrics)
         self.last_good = self.step
         if wait:
@@ -339,40 +396,54 @@ def _reason(status: np.ndarray, metrics: dict[str, np.ndarray], config: TrainCon
     return what + (f" in replicate {replicate}." if config.replicates > 1 else ".")
 
 
-def _prepare_folder(
-    folder: Path, task: Task, config: TrainConfig, saved: TrainConfig | None, leader: bool
-) -> None:
-    """Make the run folder and config.json, or check that what is there may be gone on with."""
-    exists = (folder / "config.json").exists()
-    _barrier("looked at the run folder")
-    if exists and not config.run.resume:
+def _must_write_record(
+    folder: Path, task: Task, config: TrainConfig, saved: TrainConfig | None
+) -> bool:
+    """Check that a run may be begun or gone on with; whether its config.json must change."""
+    if not run_folder.is_run(folder):
+        if config.run.resume is True:
+            run_folder.require_run(folder)
+        return True
+    if not config.run.resume:
         raise UserError(
             f"{folder} holds a run already; go on with it by --resume, or choose another --run-dir"
         )
-    if exists:
-        name = run_folder.read_record(folder)["task"]
-        if name != task.name:
-            raise UserError(f"{folder} is a run of {name}, not of {task.name}")
-        saved = saved or run_folder.read_config(folder, type(config))
-        difference = run_folder.config_difference(saved, config)
-        if difference and not config.run.allow_config_change:
-            raise UserError(
-                f"the flags differ from those {folder} was begun with:\n  "
-                + "\n  ".join(difference)
-                + "\nUse the same flags, or --allow-config-change to go on all the same."
-            )
-        if not difference:
-            return
+    name = run_folder.read_record(folder)["task"]
+    if name != task.name:
+        raise UserError(f"{folder} is a run of {name}, not of {task.name}")
+    saved = saved or run_folder.read_config(folder, type(config))
+    difference = run_folder.config_difference(saved, config)
+    if difference and not config.run.allow_config_change:
+        raise UserError(
+            f"the flags differ from those {folder} was begun with:\n  "
+            + "\n  ".join(difference)
+            + "\nUse the same flags, or --allow-config-change to go on all the same."
+        )
+    return bool(difference) or not (folder / "config.json").exists()
+
+
+def _take(folder: Path, leader: bool) -> Lock | None:
+    """The right to write in the folder, which process 0 takes for all."""
+    _barrier("looked at the run folder")
+    lock, refusal = None, None
     if leader:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            run_folder.write_config(folder, task, config)
+            lock = Lock(folder)
+        except UserError as error:
+            refusal = error
         except OSError as error:
-            raise UserError(
-                f"cannot write to the run folder {folder}: {error.strerror or error}."
-                " Choose another with --run-dir."
-            ) from error
-    _barrier("made the run folder")
+            refusal = _cannot_write(folder, error)
+    refused, _ = agree(int(refusal is not None), 0)
+    if refused:
+        raise refusal or UserError(f"process 0 cannot write to the run folder {folder}")
+    return lock
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write to the run folder {folder}: {error.strerror or error}."
+        " Choose another with --run-dir."
+    )
 
 
 def _barrier(name: str) -> None:
@@ -407,10 +478,35 @@ def _signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def _memory_explained(trainer: _Trainer) -> Iterator[None]:
+    """Turn running out of memory into an error that says what to do."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        detail = (str(error).strip() or "MemoryError").splitlines()[0][:200]
+        many = trainer.config.replicates > 1
+        raise UserError(
+            f"out of memory at step {trainer.step}: {detail}\n"
+            f"A smaller --batch-size (now {trainer.config.batch_size})"
+            + (f" or fewer --replicates (now {trainer.config.replicates})" if many else "")
+            + f" needs less. {trainer._advice_saved() if trainer.began else ''}".rstrip()
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that there is not enough memory, of the machine or of a device."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+
+
+@contextmanager
 def _explained(trainer: _Trainer) -> Iterator[None]:
     """Turn failures from outside the program into errors that say what to do."""
     try:
-        yield
+        with _memory_explained(trainer):
+            yield
     except UserError:
         # What is being saved in the background must reach the disk before the process ends.
         trainer.checkpoints.settle()
@@ -420,7 +516,7 @@ def _explained(trainer: _Trainer) -> Iterator[None]:
         if is_disk_full(error):
             raise UserError(
                 f"the disk is full: could not write to {trainer.folder} at step {trainer.step}."
-                f" {trainer._advice().split('. ')[0]}. Make room, then go on with --resume."
+                f" {trainer._advice_saved()} Make room, then go on with --resume."
             ) from error
         raise UserError(f"could not write to {trainer.folder}: {error}") from error
     except (jax.errors.JaxRuntimeError, ValueError) as error:

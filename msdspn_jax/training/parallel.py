@@ -98,8 +98,12 @@ class StepRunner:
 
     @functools.cached_property
     def _data(self) -> PyTree:
-        """The task's data set, copied to every device when the first step asks for it."""
+        """The task's data set, copied to every device when it is first asked for."""
         return None if self.task.data is None else self.place(self.task.data())
+
+    def load_data(self) -> None:
+        """Read the task's data set now, not at the first step."""
+        _ = self._data
 
     def fetch(self, state: TrainState) -> TrainState:
         """A copy of the state as host arrays."""

@@ -1,8 +1,10 @@
-"""The small files of a run folder: config.json and metrics.jsonl."""
+"""The small files of a run folder: config.json, metrics.jsonl, evaluation.json."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import json
 import platform
 import sys
@@ -12,7 +14,9 @@ from typing import Any
 
 from msdspn_jax._files import write_text
 from msdspn_jax.errors import UserError
+from msdspn_jax.training.checkpoints import newest_record, steps_in
 from msdspn_jax.training.config import TrainConfig, as_flags, from_dict
+from msdspn_jax.training.lock import waiting_for
 from msdspn_jax.training.task import Task
 
 PACKAGES = ("msdspn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -21,26 +25,59 @@ PACKAGES = ("msdspn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 # --- config.json ---
 
 
-def write_config(folder: Path, task: Task, config: TrainConfig) -> None:
-    """Write config.json: enough to run the same again, and to know what it ran on."""
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run that has begun."""
+    return (Path(folder) / "config.json").exists() or bool(steps_in(Path(folder) / "checkpoints"))
+
+
+def require_run(folder: str | Path) -> None:
+    """Refuse to go on with a run that is not there.
+
+    Raises:
+        UserError: it names runs beside it whose names are like that.
+    """
+    folder = Path(folder)
+    if is_run(folder):
+        return
+    parent = folder.absolute().parent
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [p.name for p in parent.iterdir() if is_run(p)]
+    near = difflib.get_close_matches(folder.name, sorted(beside), n=3)
+    hint = f" Did you mean {' or '.join(str(folder.with_name(n)) for n in near)}?" if near else ""
+    raise UserError(
+        f"--resume: {folder} holds no run to go on with.{hint}"
+        " To begin one there, leave out --resume; --resume auto does whichever is needed."
+    )
+
+
+def record_of(task: Task, config: TrainConfig) -> dict[str, Any]:
+    """What config.json holds: enough to run the same again, and to know what it ran on."""
     import jax
 
-    record = {
+    return {
         "task": task.name,
         "config": config.to_dict(),
         "command": sys.argv,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": {"python": platform.python_version()} | package_versions(),
         "devices": sorted({d.device_kind for d in jax.devices()}),
+        "precision": _precision(),
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
-        "facts": task.describe,
+        # As config.json will give it back.
+        "facts": json.loads(json.dumps(task.describe, default=str)),
     }
-    write_text(folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+
+
+def write_config(folder: Path, task: Task, config: TrainConfig) -> None:
+    """Write config.json."""
+    text = json.dumps(record_of(task, config), indent=2)
+    write_text(folder / "config.json", text + "\n")
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """config.json as it is.
+    """config.json as it is; where it is missing, the record in the newest checkpoint.
 
     Raises:
         UserError: there is none, or it is not the record of a run.
@@ -51,10 +88,48 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         if not isinstance(record["task"], str) or not isinstance(record["config"], dict):
             raise ValueError("no record of a run")
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is not a run folder: it has no config.json") from None
+        checkpoints = Path(folder) / "checkpoints"
+        record = newest_record(checkpoints)
+        if record is None and steps_in(checkpoints):
+            raise UserError(
+                f"{folder} has no config.json, and none of its checkpoints says with which"
+                " settings it was made: put config.json back"
+            ) from None
+        if record is None:
+            raise UserError(f"{folder} is not a run folder: it has no config.json") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from None
     return record
+
+
+def environment_changes(record: dict[str, Any]) -> list[str]:
+    """What a run was made with, by its record, that is another now and may change the last bits."""
+    import jax
+
+    then = {
+        "JAX": record.get("versions", {}).get("jax"),
+        "device": ", ".join(record.get("devices", [])),
+        "precision": record.get("precision"),
+    }
+    now = {
+        "JAX": package_versions()["jax"],
+        "device": ", ".join(sorted({d.device_kind for d in jax.devices()})),
+        "precision": _precision(),
+    }
+    return [
+        f"{name} {then[name]} then, {now[name]} now"
+        for name in then
+        if then[name] and then[name] != now[name]
+    ]
+
+
+def _precision() -> str:
+    """How JAX computes where a program does not say."""
+    import jax
+
+    bits = 64 if jax.config.read("jax_enable_x64") else 32
+    matmul = jax.config.jax_default_matmul_precision
+    return f"{bits} bits" + (f", matmul {matmul}" if matmul else "")
 
 
 def read_config(folder: str | Path, config_type: type[TrainConfig]) -> TrainConfig:
@@ -105,33 +180,55 @@ def package_versions() -> dict[str, str]:
 
 def read_metrics(folder: str | Path, split: str | None = None) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, of one split if named; a torn last line is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
+    try:
+        content = (Path(folder) / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+            if not isinstance(line["step"], int) or not isinstance(line["split"], str):
+                continue
+        except (ValueError, KeyError, TypeError):
             continue
-        if split is None or line.get("split") == split:
+        if split is None or line["split"] == split:
             lines.append(line)
     return lines
 
 
 def truncate_metrics(folder: Path, step: int) -> None:
     """Drop what was logged after ``step``, so that a resumed run's history has no echo."""
-    _write_metrics(folder, [line for line in read_metrics(folder) if line["step"] <= step])
-
-
-def append_metrics(folder: Path, step: int, split: str, values: dict[str, float]) -> None:
-    """Add a line to metrics.jsonl; an older one of the same step and split is replaced."""
-    lines = [x for x in read_metrics(folder) if (x["step"], x["split"]) != (step, split)]
-    _write_metrics(folder, [*lines, {"step": step, "split": split} | values])
-
-
-def _write_metrics(folder: Path, lines: list[dict[str, Any]]) -> None:
+    lines = [line for line in read_metrics(folder) if line["step"] <= step]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+# --- evaluation.json ---
+
+
+def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
+    """What `write_evaluation` wrote last: step, checkpoint, metrics by split; None if nothing."""
+    try:
+        record = json.loads((Path(folder) / "evaluation.json").read_bytes())
+        if not all(isinstance(x, dict) for x in (record, *record["metrics"].values())):
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record
+
+
+def write_evaluation(
+    folder: Path, step: int, checkpoint: str, found: dict[str, dict[str, float]]
+) -> None:
+    """Keep the metrics of a checkpoint by split, beside those of its other splits.
+
+    Evaluations under way at the same time do not lose one another's splits.
+    """
+    with waiting_for(folder):
+        before = read_evaluation(folder)
+        kept = before["metrics"] if before is not None and before.get("step") == step else {}
+        record = {"step": step, "checkpoint": checkpoint, "metrics": kept | found}
+        write_text(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
 
 
 # --- what became of a run ---

@@ -35,7 +35,7 @@ FLAGS = {
 
 def start(folder: Path, **flags) -> subprocess.Popen:
     command = [sys.executable, str(HERE / "training_tasks.py"), "train", "toy"]
-    command += ["--run-dir", str(folder), "--resume"]
+    command += ["--run-dir", str(folder), "--resume", "auto"]
     for name, value in (FLAGS | flags).items():
         flag = "--" + name.replace("_", "-")
         command += [flag] if value is True else [flag, str(value)]
@@ -45,7 +45,7 @@ def start(folder: Path, **flags) -> subprocess.Popen:
 
 
 def train_here(folder: Path, **flags) -> loop.Outcome:
-    config = configured(run_dir=str(folder), resume=True, **(FLAGS | flags))
+    config = configured(run_dir=str(folder), resume="auto", **(FLAGS | flags))
     return loop.train(training_tasks.build(config), config)
 
 

@@ -259,7 +259,7 @@ def _stop_after(folder: Path, step: int, **flags) -> None:
 
 def test_resume_with_nothing_there_starts_anew(tmp_path):
     fresh = train(tmp_path / "a")
-    resumed = train(tmp_path / "b", resume=True)
+    resumed = train(tmp_path / "b", resume="auto")
     assert_same_run(fresh, resumed)
 
 

@@ -104,7 +104,9 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
         config: Any = runs.read_config(run)[1]
         record = read_record(run)
         last = read_metrics(run, "val")[-1]
-        speeds = [x["steps_per_second"] for x in read_metrics(run, "train")]
+        lines = read_metrics(run, "train")
+        # Null where there was no time but that of compiling.
+        speeds = [x["steps_per_second"] for x in lines if x["steps_per_second"] is not None]
         rows.append(
             Row(
                 n=config.set_size,
