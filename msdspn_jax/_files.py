@@ -36,7 +36,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -54,10 +54,11 @@ def as_user_error(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: expected a place that can be written, got {reason}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Folders cannot be opened there.
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, as far as its file system can say."""
+    if os.name == "nt" and path.is_dir():
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from msdspn_jax import _files
 from msdspn_jax.errors import UserError
 
 SEAL = "seal.json"
@@ -154,9 +155,9 @@ class Checkpoints:
         (making / SEAL).write_text(_seal(making))
         for folder, _, files in os.walk(making):
             for name in (*files, "."):
-                _sync(Path(folder) / name)
+                _files.sync(Path(folder) / name)
         making.rename(path)
-        _sync(self.folder)
+        _files.sync(self.folder)
         self._delete_what_is_not_kept()
 
     def _delete_what_is_not_kept(self) -> None:
@@ -443,17 +444,3 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, as far as its file system can say."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
