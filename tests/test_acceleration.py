@@ -157,6 +157,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_under_shard_map_with_its_default_checks():
     done = subprocess.run(
         [sys.executable, "-c", SHARDED],

@@ -225,7 +225,7 @@ def on_four_devices(*arguments):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("tolerance", "simplex, exact") else pytest.param(n, marks=pytest.mark.slow)
+    [n if n in ("tolerance",) else pytest.param(n, marks=pytest.mark.slow)
      for n in OPTIONS],
 )  # fmt: skip
 def test_composes_with_shard_map(name):

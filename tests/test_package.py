@@ -83,7 +83,7 @@ def test_what_is_imported_is_asked_for():
         ("tyro", ["train", "digits"], "msdspn train needs tyro: pip install 'msdspn-jax[app]'"),
         (
             "orbax",
-            ["train", "random-sets", "--steps", "1"],
+            ["train", "random-sets", "--steps", "1", "--hidden-dim", "4", "--val-size", "4"],
             "msdspn train needs orbax-checkpoint: ",
         ),
         ("safetensors", ["export", "--weights", "w"], "msdspn export needs safetensors: "),

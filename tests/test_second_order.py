@@ -22,6 +22,7 @@ RIGHT_TO_ALL_ORDERS = [
     ms.neumann(200),
     ms.unrolled(),
 ]
+FAST = (ms.exact(), ms.conjugate_gradient(10))
 
 
 def target():
@@ -57,7 +58,11 @@ def derivatives(adjoint):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("adjoint", RIGHT_TO_ALL_ORDERS, ids=str)
+@pytest.mark.parametrize(
+    "adjoint",
+    [a if a in FAST else pytest.param(a, marks=pytest.mark.slow) for a in RIGHT_TO_ALL_ORDERS],
+    ids=str,
+)
 class TestRightToAllOrders:
     def test_second_derivative_is_that_of_the_first(self, adjoint):
         first, second, difference = derivatives(adjoint)

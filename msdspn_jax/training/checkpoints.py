@@ -7,6 +7,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -87,6 +88,8 @@ class Checkpoints:
         self._values: dict[int, float | None] = {}
         if read_only or not self._leader:
             return
+        # Where it is missing, training shall not begin.
+        importlib.import_module("orbax.checkpoint")
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
             if path.name.startswith((_SAVING, _DELETING)) or _ORBAX in path.name:

@@ -379,6 +379,7 @@ def test_calls_of_other_native_code_are_refused(tmp_path):
         programs.load_program(put(tmp_path / "a.zip", bytes(forged.serialize())))
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_what_our_exports_call_is_known(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(clevr_model.STAGES, "resnet18", (1, 1, 1, 1))
     small = {"size": 64, "encoder_width": 2, "latent_dim": 4, "hidden_dim": 4}

@@ -36,7 +36,7 @@ def test_a_run_folder_scores_as_it_did(name):
             assert float(found[metric]) == pytest.approx(value, rel=1e-4, abs=1e-6), metric
 
 
-@pytest.mark.parametrize("name", ["random_sets", "numbering"])
+@pytest.mark.parametrize("name", ["random_sets", pytest.param("numbering", marks=pytest.mark.slow)])
 def test_a_run_is_shown_evaluated_and_gone_on_with(name, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(OLD / name, folder)

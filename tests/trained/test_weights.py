@@ -142,6 +142,7 @@ def with_value(name, value):
         (no_step, r"damaged metadata \(KeyError\('step'\)\)"),
     ],
 )
+@pytest.mark.usefixtures("without_hook")
 def test_a_file_that_does_not_fit_is_refused(path, change, words):
     rewrite(path, change)
     with pytest.raises(UserError, match=words) as caught:

@@ -80,7 +80,9 @@ def test_killed_twenty_times_at_random_steps_equals_never_killed(tmp_path):
     assert_killing_changes_nothing(tmp_path, steps, total=500)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signal_saves_says_so_and_resumes(tmp_path, number):
     folder = tmp_path / "run"
     process = start(folder, delay=0.05, checkpoint_every=1000)

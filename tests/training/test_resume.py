@@ -98,6 +98,7 @@ def test_resume_is_no_yes_or_auto_and_yes_alone(tmp_path, words, value):
     assert (config.steps == 1) == bool(words), "flags that are not given are the run's"
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_resume_refuses_other_words(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_command.parse("toy", ["--run-dir", str(tmp_path), "--resume", "sometimes"])
