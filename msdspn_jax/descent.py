@@ -317,9 +317,9 @@ def minimise(
     )
     if tolerance is not None:
         _check.require_positive("tolerance", tolerance)
-    if return_trajectory and not isinstance(num_steps, int):
+    if return_trajectory and _check.is_traced(num_steps):
         raise ValueError(
-            "num_steps: expected a Python integer because return_trajectory=True, got an array"
+            "num_steps: expected a Python integer because return_trajectory=True, got a traced one"
         )
     if not _check.is_traced(num_steps):
         num_steps = int(num_steps)
@@ -422,7 +422,7 @@ def _check_arguments(
             "optimizer: expected an optax transformation such as optax.sgd(1.0) or anderson(), "
             f"got {optimizer!r}"
         )
-    _check_num_steps(num_steps)
+    _check.require_steps("num_steps", num_steps)
     if max_grad_norm is not None:
         _check.require_positive("max_grad_norm", max_grad_norm)
     if not hasattr(adjoint, "wrap"):
@@ -437,12 +437,3 @@ def _check_arguments(
             f"energy: expected one number per set, shape {batch}, got "
             f"{getattr(shape, 'shape', shape)}; do not average over the batch"
         )
-
-
-def _check_num_steps(num_steps: Any) -> None:
-    if isinstance(num_steps, jax.Array) and jnp.issubdtype(num_steps.dtype, jnp.integer):
-        if num_steps.shape == () and (_check.is_traced(num_steps) or num_steps >= 1):
-            return
-    elif isinstance(num_steps, int) and num_steps >= 1 and not isinstance(num_steps, bool):
-        return
-    raise ValueError(f"num_steps: expected an integer >= 1, got {num_steps!r}")
