@@ -94,8 +94,10 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"msdspn: no verb {verb!r}.{hint} See msdspn --help.", file=sys.stderr)
         return 2
+    from msdspn_jax._memory import keep_freed_memory
     from msdspn_jax.errors import UserError
 
+    keep_freed_memory()
     try:
         return importlib.import_module(f"msdspn_jax.commands.{verb}").main(rest)
     except UserError as error:

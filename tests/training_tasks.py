@@ -42,7 +42,6 @@ class Config(TrainConfig):
     """Seconds that a step's data take (needs host_data)."""
     data_argument: bool = False
     """Hand the data set to the steps as an argument."""
-    stepwise: bool = False
 
 
 def configured(config_type: type[TrainConfig] = Config, /, **flags: Any) -> Any:
@@ -118,7 +117,6 @@ def build(config: Config) -> Task:
         stage=(lambda step: 1.0 if step < 7 else 2.0) if config.stages else lambda step: None,
         host_data=config.host_data,
         data=(lambda: (data, target)) if config.data_argument else None,
-        stepwise=config.stepwise,
     )
 
 

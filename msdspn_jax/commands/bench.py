@@ -17,13 +17,14 @@ class Bench:
     """Measure a part of the library on this machine.
 
     layer: encoder and set decoder (clevr-decoder, random-8x8, random-32x32, numbering, tiny).
+    encoder: the image encoder, side of the images and width (64-32, 64-64, 128-32, 128-64, tiny).
     matching: optimal assignment of 128 sets (10, 32, 64). render: scenes to images. step: a whole
     CLEVR training step, image encoder, inner loop, matching and backward, with the share of each
     (clevr-128 at the published batch of 128, clevr-128-batch-8 for machines without an accelerator,
     tiny). Beside other libraries: see experiments/benchmarks.
     """
 
-    part: Positional[Literal["layer", "step", "matching", "render"]]
+    part: Positional[Literal["layer", "encoder", "step", "matching", "render"]]
     """What to measure."""
     case: str | None = None
     """Which case; all of them if left out."""
@@ -57,6 +58,10 @@ def main(argv: list[str]) -> int:
 
 def _part(part: str, size: int) -> tuple[list[str], Callable[[str, int], dict[str, Any]]]:
     """The cases of a part, and what measures one."""
+    if part == "encoder":
+        from msdspn_jax.bench import encoder
+
+        return list(encoder.ENCODER_CASES), encoder.bench_encoder
     if part == "step":
         from msdspn_jax.bench import step
 

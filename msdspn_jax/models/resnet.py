@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from msdspn_jax._check import AnyArray
+from msdspn_jax.models.convolution import conv_general_dilated, max_pool
 
 #: Blocks in each of the four stages.
 STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 #: The stem halves twice, three stages halve once each, the end convolution once.
 REDUCTION = 64
-
-_POOL_PADDING: Any = ((1, 1), (1, 1))
 
 # Variance 2 / fan_out, as published for networks of rectified units (He et al., 2015).
 _conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -74,7 +73,7 @@ class ResNet(nn.Module):
 
         x = _conv(self.width, 7, 2, self.dtype, "stem")(x)
         x = nn.relu(norm("stem_norm")(x))
-        x = nn.max_pool(x, (3, 3), (2, 2), _POOL_PADDING)
+        x = max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
@@ -87,6 +86,7 @@ class ResNet(nn.Module):
             padding="VALID",
             dtype=self.dtype,
             kernel_init=_end_init,
+            conv_general_dilated=conv_general_dilated,
             name="end",
         )(x)
         return x.reshape(x.shape[0], -1).astype(jnp.float32)
@@ -153,6 +153,7 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Co
         use_bias=False,
         dtype=dtype,
         kernel_init=_conv_init,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 

@@ -121,24 +121,6 @@ class StepRunner:
         capacity = self.config.devices.steps_per_dispatch
         if not 0 < count <= capacity:
             raise ValueError(f"count: expected 1 to {capacity}, got {count}")
-        if not self.task.stepwise:
-            return self._dispatch(state, step, count, batches)
-        chunks: list[Chunk] = []
-        while len(chunks) < count:
-            i = len(chunks)
-            batch = jax.tree.map(lambda x, i=i: _steps(x, i, self.mode), batches)
-            chunks.append(self._dispatch(state, step, 1, batch))
-            state = chunks[-1].state
-            if chunks[-1].status.any():
-                skipped = np.max(_local(state.skipped))
-                if skipped > self.config.safety.skip_bad_steps:
-                    break
-        metrics, status = jax.tree.map(
-            lambda *rows: np.concatenate(rows), *[(c.metrics, c.status) for c in chunks]
-        )
-        return Chunk(state, len(chunks), metrics, status)
-
-    def _dispatch(self, state: TrainState, step: int, count: int, batches: Batch) -> Chunk:
         state, done, metrics, status = self._program(self.task.stage(step))(
             state, self._key_data(), np.int32(count), batches, self._data
         )
@@ -165,7 +147,7 @@ class StepRunner:
                 else jax.tree.map(lambda *x: np.stack(x, 1), *per_seed)
             )
         # [steps, batch, (replicates,) ...]; padded to the compiled length.
-        missing = 0 if self.task.stepwise else self.config.devices.steps_per_dispatch - count
+        missing = self.config.devices.steps_per_dispatch - count
         stacked = jax.tree.map(lambda *x: np.stack(x + (x[-1],) * missing), *per_step)
         if self.mode == "none":
             return jax.device_put(stacked, self.devices[0])
@@ -249,11 +231,6 @@ class StepRunner:
         def batch_of(i):
             return jax.tree.map(lambda x: x[i], batches)
 
-        if task.stepwise:
-            state, *row = step(state, batch_of(0))
-            metrics, status = jax.tree.map(lambda x: x[None], tuple(row))
-            return state, jnp.int32(1), metrics, status
-
         capacity = config.devices.steps_per_dispatch
         _, metrics, status = jax.eval_shape(lambda: step(state, batch_of(0)))
         buffers = jax.tree.map(
@@ -287,11 +264,6 @@ def _local(x: Any) -> np.ndarray:
 def _to_host(tree: PyTree) -> PyTree:
     # A copy: on CPU, np.asarray would be a view of a buffer that the next step overwrites.
     return jax.tree.map(lambda x: np.array(_local(x)), tree)
-
-
-def _steps(x: Any, index: int, mode: str) -> Any:
-    """The batch of one step, out of several; under pmap, devices come before steps."""
-    return x[:, index : index + 1] if mode == "pmap" else x[index : index + 1]
 
 
 def _rows(x: Any, *, done: int, replicates: int) -> np.ndarray:

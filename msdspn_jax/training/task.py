@@ -85,8 +85,6 @@ class Task:
             compiled program, which only small ones should.
         host_data: if True, `sample` is called outside jit with a Python ``int`` step and a NumPy
             array of slots, and returns NumPy arrays (images from disk).
-        stepwise: if True, every step is a dispatch of its own. For networks with convolutions on
-            a CPU, which XLA runs ten times slower inside a loop.
         figures: ``(variables, folder) -> None`` writes pictures of validation predictions as
             ``folder/*.png``; called when a run ends, by ``msdspn evaluate``, and for TensorBoard's
             images.
@@ -103,7 +101,6 @@ class Task:
     stage: Callable[[int], Hashable] = _one_stage
     data: Callable[[], PyTree] | None = None
     host_data: bool = False
-    stepwise: bool = False
     figures: Callable[[Variables, Path], None] | None = None
     describe: dict[str, Any] = field(default_factory=dict)
 

@@ -54,8 +54,8 @@ for devices in (2, 4):
     for parallel in ("shard-map", "pmap"):
         found[f"{parallel} {devices}"] = difference(one, after_20_steps(devices, parallel=parallel))
 found["host data, pmap"] = difference(one, after_20_steps(2, parallel="pmap", host_data=True))
-placed = after_20_steps(2, parallel="pmap", data_argument=True, stepwise=True)
-found["data argument, pmap, stepwise"] = difference(one, placed)
+placed = after_20_steps(2, parallel="pmap", data_argument=True)
+found["data argument, pmap"] = difference(one, placed)
 seeds = after_20_steps(1, replicates=2)
 both = after_20_steps(4, parallel="shard-map", replicates=2, host_data=True)
 found["host data, replicates"] = difference(seeds, both)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 from msdspn_jax.tasks.clevr.config import Config
@@ -58,7 +57,6 @@ def build(config: Config) -> Task:
         optimizer=outer_optimizer(config),
         monitor=MONITOR,
         stage=config.stages(),
-        stepwise=jax.default_backend() == "cpu",
         figures=figures,
         describe={
             "train_size": training_set,

@@ -1,0 +1,355 @@
+"""Convolution and max pooling that keep a CPU busy: what `lax` computes, arranged anew.
+
+Layers use these through flax's ``conv_general_dilated`` hook. Values and gradients are those of
+`lax`; on GPU and TPU the programs are `lax`'s own. The choice is made when a program is lowered for
+a platform, as in `msdspn_jax.ranks`.
+
+On a CPU, XLA hands most convolutions to a fast library. It misses that path where the kernel is
+wider than the map, in strided backward convolutions, and for *every* backward convolution inside a
+loop. There a convolution of, say, 2x2 positions takes 30 to 130 times as long as it should. So each
+of the three products of a layer has a form of its own:
+
+=====================  ============================================================================
+output                 a convolution that XLA knows, or for small maps and 1x1: windows @ kernel
+gradient of the input  stride 1: a forward convolution with the flipped kernel; otherwise products
+                       for every position of the kernel, shifted and added
+gradient of the kernel windowsᵀ @ cotangent, for as many images at a time as fit the cache
+=====================  ============================================================================
+
+Measurements are in experiments/benchmarks/NOTES.md; ``msdspn bench encoder`` makes new ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from msdspn_jax._check import AnyArray
+from msdspn_jax._varying import vary_like
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Output maps of at most so many positions are products of windows: found by timing 1x1 to 4x4.
+_PRODUCT_UP_TO = 4
+# Rows of windows in one product of the kernel's gradient. With a thousand they stay in the second
+# level of the cache, and the product is long enough to run at full rate.
+_ROWS = 1024
+
+
+class _How(NamedTuple):
+    """What a convolution does beside its operands."""
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: Any
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        padded = [s + sum(pads) for s, pads in zip(size, self.padding, strict=True)]
+        return tuple((p - k) // s + 1 for p, k, s in zip(padded, kernel, self.strides, strict=True))  # pyright: ignore[reportReturnType]
+
+
+def conv_general_dilated(
+    lhs: Float[AnyArray, "n h w c"],
+    rhs: Float[AnyArray, "kh kw c features"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **options: Any,
+) -> Float[Array, "n h2 w2 features"]:
+    """`jax.lax.conv_general_dilated`, with the same arguments and values.
+
+    Two-dimensional convolutions of ``NHWC`` with ``HWIO`` run fast on a CPU, forward, backward and
+    inside loops; whatever else is asked for goes to `lax` as it is. Reverse mode, to every order;
+    no forward mode.
+
+    Example:
+        A flax layer takes it as it is:
+
+        >>> layer = flax.linen.Conv(8, (3, 3), conv_general_dilated=conv_general_dilated)
+        >>> images = jnp.ones((2, 8, 8, 3))
+        >>> layer.apply(layer.init(jax.random.key(0), images), images).shape
+        (2, 8, 8, 8)
+    """
+    ours = (
+        _is_plain(lhs, rhs, dimension_numbers)
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and (feature_group_count, batch_group_count, preferred_element_type) == (1, 1, None)
+        and not any(value is not None for value in options.values())
+    )
+    if ours:
+        strides = (int(window_strides[0]), int(window_strides[1]))
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+        (top, bottom), (left, right) = padding
+        how = _How(strides, ((top, bottom), (left, right)), precision)
+        ours = min(top, bottom, left, right, *how.output_size(lhs.shape[1:3], rhs.shape[:2])) >= 0
+    if not ours:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+            **options,
+        )
+    # Both vary over the same mesh axes, so that `jax.shard_map` sums the gradient of whichever is
+    # the same on all devices.
+    return _convolve(vary_like(lhs, rhs), vary_like(rhs, lhs), how)
+
+
+def _is_plain(lhs: AnyArray, rhs: AnyArray, dimension_numbers: Any) -> bool:
+    if jnp.ndim(lhs) != 4 or jnp.ndim(rhs) != 4 or 0 in (*lhs.shape, *rhs.shape):
+        return False
+    if lhs.dtype != rhs.dtype or not jnp.issubdtype(lhs.dtype, jnp.floating):
+        return False
+    if dimension_numbers is None or lhs.shape[3] != rhs.shape[2]:
+        return False
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    return numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _DIMENSIONS)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(x: jax.Array, kernel: jax.Array, how: _How) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_output_on_cpu, how=how),
+        default=functools.partial(_lax_convolution, how=how),
+    )
+
+
+def _convolve_fwd(x, kernel, how):
+    return _convolve(x, kernel, how), (x, kernel)
+
+
+def _convolve_bwd(how, operands, cotangent):
+    x, kernel = operands
+
+    def of_lax_input(cotangent, kernel):
+        return jax.linear_transpose(lambda x: _lax_convolution(x, kernel, how=how), x)(cotangent)[0]
+
+    def of_lax_kernel(cotangent, x):
+        return jax.linear_transpose(lambda k: _lax_convolution(x, k, how=how), kernel)(cotangent)[0]
+
+    to_input = functools.partial(_input_gradient_on_cpu, size=x.shape[1:3], how=how)
+    to_kernel = functools.partial(_kernel_gradient_on_cpu, size=kernel.shape[:2], how=how)
+    return (
+        lax.platform_dependent(cotangent, kernel, cpu=to_input, default=of_lax_input),
+        lax.platform_dependent(cotangent, x, cpu=to_kernel, default=of_lax_kernel),
+    )
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _lax_convolution(x: jax.Array, kernel: jax.Array, *, how: _How) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        how.strides,
+        how.padding,
+        dimension_numbers=_DIMENSIONS,
+        precision=how.precision,
+    )
+
+
+# --- CPU ---
+
+
+def _as_products(size: Sequence[int], kernel: Sequence[int], how: _How) -> bool:
+    """Whether windows @ kernel beats the library's convolution, forward."""
+    tight = tuple(kernel) == how.strides and how.padding == ((0, 0), (0, 0))
+    small = math.prod(how.output_size(size, kernel)) <= _PRODUCT_UP_TO
+    return tight or tuple(kernel) == (1, 1) or small or any(map(int.__lt__, size, kernel))
+
+
+def _output_on_cpu(x: jax.Array, kernel: jax.Array, *, how: _How) -> jax.Array:
+    if not _as_products(x.shape[1:3], kernel.shape[:2], how):
+        return _lax_convolution(x, kernel, how=how)
+    return jnp.matmul(
+        _windows(x, kernel.shape[:2], how),
+        kernel.reshape(-1, kernel.shape[-1]),
+        precision=how.precision,
+    )
+
+
+def _input_gradient_on_cpu(
+    cotangent: jax.Array, kernel: jax.Array, *, size: tuple[int, int], how: _How
+) -> jax.Array:
+    *ks, channels, features = kernel.shape
+    before = [k - 1 - pads[0] for k, pads in zip(ks, how.padding, strict=True)]
+    if how.strides == (1, 1) and not _as_products(size, ks, how) and min(before) >= 0:
+        outs = cotangent.shape[1:3]
+        after = [s - 1 + k - o - b for s, k, o, b in zip(size, ks, outs, before, strict=True)]
+        back = _How((1, 1), tuple(zip(before, after, strict=True)), how.precision)  # pyright: ignore[reportArgumentType]
+        return _lax_convolution(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), how=back)
+    products = jnp.matmul(
+        cotangent, kernel.reshape(-1, features).T, precision=how.precision
+    ).reshape(*cotangent.shape[:3], *ks, channels)
+    # Every position of the kernel, put where it came from: strides apart, the rest zero.
+    padded = [s + sum(pads) for s, pads in zip(size, how.padding, strict=True)]
+    zero = jnp.zeros((), cotangent.dtype)
+    total = None
+    for i in range(ks[0]):
+        for j in range(ks[1]):
+            edges = [
+                (at, p - at - ((o - 1) * s + 1), s - 1)
+                for at, p, o, s in zip(
+                    (i, j), padded, cotangent.shape[1:3], how.strides, strict=True
+                )
+            ]
+            part = lax.pad(products[..., i, j, :], zero, [(0, 0, 0), *edges, (0, 0, 0)])
+            total = part if total is None else total + part
+    (top, _), (left, _) = how.padding
+    return total[:, top : top + size[0], left : left + size[1]]
+
+
+def _kernel_gradient_on_cpu(
+    cotangent: jax.Array, x: jax.Array, *, size: tuple[int, int], how: _How
+) -> jax.Array:
+    num, h, w, features = cotangent.shape
+    # The small side on the left, which is packed once: up to twice as fast as the other way round.
+    kind = jnp.promote_types(x.dtype, jnp.float32)
+
+    def product(cotangent, x):
+        rows = _windows(x, size, how).reshape(-1, math.prod(size) * x.shape[-1])
+        return lax.dot_general(
+            cotangent.reshape(-1, features),
+            rows,
+            (((0,), (0,)), ((), ())),
+            precision=how.precision,
+            preferred_element_type=kind,
+        )
+
+    images = max(1, min(num, _ROWS // (h * w)))
+    loops, rest = divmod(num, images)
+    if loops == 1:
+        total = product(cotangent[:images], x[:images])
+    else:
+
+        def add(i, total):
+            chunk = [lax.dynamic_slice_in_dim(a, i * images, images) for a in (cotangent, x)]
+            return total + product(*chunk)
+
+        start = jnp.zeros((features, math.prod(size) * x.shape[-1]), kind)
+        total = lax.fori_loop(0, loops, add, vary_like(start, cotangent, x))
+    if rest:
+        total = total + product(cotangent[-rest:], x[-rest:])
+    return total.T.reshape(*size, x.shape[-1], features).astype(x.dtype)
+
+
+def _windows(x: jax.Array, kernel: Sequence[int], how: _How) -> jax.Array:
+    """Every window as one row: [n, h2, w2, kh · kw · c].
+
+    A row of a window lies in memory as one piece. Split into blocks as long as the stride, the
+    input's rows give all pieces as slices of reshapes, which are copied at the speed of memory;
+    slices pixel by pixel of three channels are not.
+    """
+    n, _, w, c = x.shape
+    stride = how.strides[1]
+    h2, w2 = how.output_size(x.shape[1:3], kernel)
+    (top, bottom), (left, right) = how.padding
+    pieces = -(-kernel[1] // stride)
+    blocks = w2 + pieces - 1
+    right = max(right, blocks * stride - w - left)
+    if (top, bottom, left, right) != (0, 0, 0, 0):
+        x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    x = x[:, :, : blocks * stride].reshape(n, x.shape[1], blocks, stride * c)
+    lengths = [min(stride, kernel[1] - at * stride) * c for at in range(pieces)]
+    x = _concatenate([x[:, :, at : at + w2, :length] for at, length in enumerate(lengths)])
+    last = (h2 - 1) * how.strides[0] + 1
+    return _concatenate([x[:, i : i + last : how.strides[0]] for i in range(kernel[0])])
+
+
+def _concatenate(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+# --- Max pooling ---
+
+
+@jax.custom_vjp
+def max_pool(x: Float[AnyArray, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """Maxima of 3x3 windows at stride 2, one row and column of padding: that of a ResNet's stem.
+
+    ``flax.linen.max_pool`` with a backward pass that vectorises on a CPU. Of equal entries the
+    first in a window gets the gradient, as with `lax`. Sides must be even.
+
+    Example:
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel().tolist()
+        [5.0, 7.0, 13.0, 15.0]
+    """
+    if x.ndim != 4 or x.shape[1] % 2 or x.shape[2] % 2:
+        raise ValueError(f"x: expected shape [n, h, w, c] with h and w even, got {x.shape}")
+    return _lax_max_pool(x)
+
+
+def _max_pool_fwd(x):
+    y = max_pool(x)
+    return y, (x, y)
+
+
+def _max_pool_bwd(operands, cotangent):
+    x, y = operands
+
+    def of_lax(cotangent, x, y):
+        del y
+        return jax.vjp(_lax_max_pool, x)[1](cotangent)[0]
+
+    return (lax.platform_dependent(cotangent, x, y, cpu=_max_pool_gradient_on_cpu, default=of_lax),)
+
+
+max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def _lax_max_pool(x):
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _max_pool_gradient_on_cpu(cotangent, x, y):
+    n, h, w, c = y.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    first = jnp.full(y.shape, -1, jnp.int32)
+    for at in reversed(range(9)):
+        i, j = divmod(at, 3)
+        entry = padded[:, i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2]
+        first = jnp.where(entry == y, at, first)
+    edge = ((0, 0), (0, 1), (0, 1), (0, 0))
+    first, cotangent = jnp.pad(first, edge, constant_values=-1), jnp.pad(cotangent, edge)
+
+    def sent(down, right, at):
+        """What the windows ``down`` and ``right`` of here send to their entry ``at``."""
+        here = (slice(None), slice(down, down + h), slice(right, right + w))
+        return jnp.where(first[here] == at, cotangent[here], 0)
+
+    # Rows 2a lie in the middle of window a alone; rows 2a + 1 end window a and begin window a + 1.
+    # Columns likewise. So the four kinds of entries have one, two, two and four windows.
+    middle, ends = ((0, 1),), ((0, 2), (1, 0))
+    kinds = [
+        [
+            sum(sent(down, right, 3 * i + j) for down, i in rows for right, j in columns)
+            for columns in (middle, ends)
+        ]
+        for rows in (middle, ends)
+    ]
+    gradient = jnp.stack([jnp.stack(row, axis=3) for row in kinds], axis=2)
+    return gradient.reshape(n, 2 * h, 2 * w, c)
