@@ -33,4 +33,5 @@ def keep_freed_memory() -> bool:
         # Other arenas than the first consist of small maps, which come and go all the same.
         _ARENA_MAX: 1,
     }
-    return all([mallopt(name, value) for name, value in settings.items()])
+    agreed = [mallopt(name, value) == 1 for name, value in settings.items()]
+    return all(agreed)

@@ -56,8 +56,8 @@ class _How(NamedTuple):
 
 
 def conv_general_dilated(
-    lhs: Float[AnyArray, "n h w c"],
-    rhs: Float[AnyArray, "kh kw c features"],
+    lhs: AnyArray,
+    rhs: AnyArray,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -68,7 +68,7 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
     **options: Any,
-) -> Float[Array, "n h2 w2 features"]:
+) -> Array:
     """`jax.lax.conv_general_dilated`, with the same arguments and values.
 
     Two-dimensional convolutions of ``NHWC`` with ``HWIO`` run fast on a CPU, forward, backward and
