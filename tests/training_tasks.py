@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msdspn_jax.training.config import Run, RunFlags, TrainConfig, adam
+from msdspn_jax.training.config import Run, RunFlags, TrainConfig
+from msdspn_jax.training.outer import outer_optimizer
 from msdspn_jax.training.task import Task, epoch_positions
 
 
@@ -113,7 +114,7 @@ def build(config: Config) -> Task:
         sample=sample,
         loss=loss,
         evaluate=evaluate,
-        optimizer=adam(dataclasses.replace(config, learning_rate=0.1)),
+        optimizer=outer_optimizer(dataclasses.replace(config, learning_rate=0.1)),
         stage=(lambda step: 1.0 if step < 7 else 2.0) if config.stages else lambda step: None,
         host_data=config.host_data,
         data=(lambda: (data, target)) if config.data_argument else None,

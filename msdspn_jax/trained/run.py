@@ -147,4 +147,4 @@ def _restore(
     if restored is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     states = [replicate_of(restored.state, config.replicates, r) for r in range(config.replicates)]
-    return [state.variables for state in states], restored.step, damaged
+    return [state.variables_to_keep for state in states], restored.step, damaged

@@ -8,7 +8,6 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-import optax
 import tyro
 
 from msdspn_jax import _check
@@ -139,6 +138,49 @@ class Safety:
         require_positive(self, "max_inner_energy")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The outer optimiser, which changes the parameters. The defaults are as published."""
+
+    optimizer: Literal["adam", "muon"] = "adam"
+    """muon: orthogonalised momentum for every weight matrix and convolution, Adam for the rest. It
+    wants a --learning-rate of about 0.01."""
+    schedule: Literal["published", "constant", "cosine", "linear"] = "published"
+    """How the learning rate falls: as published for the experiment, not at all, or to zero at the
+    end along half a cosine wave or a line."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from zero (not with schedule published)."""
+    decay_steps: int | None = None
+    """The last so many steps are those over which cosine or linear fall. Default: all after the
+    warm-up."""
+    weight_decay: float = 0.0
+    """Share of the weights taken away at each step, times the learning rate."""
+    momentum: float | None = None
+    """Muon's momentum, or Adam's first. Default: 0.95 and 0.9."""
+    max_grad_norm: float = math.inf
+    """Longer gradients are shortened to this."""
+    average: float = 0.0
+    """Decay of the running average of the weights that is evaluated and exported, such as 0.999
+    (less at first: (1 + step) / (10 + step)). 0: the weights themselves."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "warmup_steps")
+        require_positive(self, "max_grad_norm")
+        for name in ("average", "momentum"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
+        if self.decay_steps is not None:
+            require_at_least(1, self, "decay_steps")
+        if self.schedule == "published" and self.warmup_steps:
+            raise ValueError(
+                "warmup_steps: expected 0 with schedule published (try constant or cosine), got"
+                f" {self.warmup_steps}"
+            )
+
+
 RunFlags = Annotated[Run, tyro.conf.OmitArgPrefixes]
 DeviceFlags = Annotated[Devices, tyro.conf.OmitArgPrefixes]
 SafetyFlags = Annotated[Safety, tyro.conf.OmitArgPrefixes]
@@ -160,7 +202,9 @@ class TrainConfig:
     batch_size: int = 128
     """Examples a step, over all devices together."""
     learning_rate: float | None = None
-    """Adam's learning rate. Default: as published, 1e-3."""
+    """The highest learning rate. Default: as published for Adam, 1e-3; 0.01 for Muon."""
+    outer: Outer = Outer()
+    """What changes the parameters, and how fast. Default: Adam, as published."""
     replicates: int = 1
     """Train this many seeds (seed, seed + 1, …) at once, side by side on one device; metrics are
     their mean, with the standard deviation beside it as NAME_std."""
@@ -186,8 +230,9 @@ class TrainConfig:
 
     def resolved_learning_rate(self) -> float:
         """The learning rate, as published unless it is given."""
-        given = self.learning_rate
-        return self.published_learning_rate() if given is None else given
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-2 if self.outer.optimizer == "muon" else self.published_learning_rate()
 
     def resolved(self: T) -> T:
         """These settings with what is left open filled in, so that equal runs are equal."""
@@ -225,11 +270,6 @@ def as_flags(values: dict[str, Any]) -> dict[str, Any]:
                 words = f"{name}.{inner}"
             flags["--" + words.replace("_", "-")] = x
     return flags
-
-
-def adam(config: TrainConfig) -> optax.GradientTransformation:
-    """Adam at the constant learning rate: the outer optimiser of the paper (4.1 and 4.2)."""
-    return optax.adam(config.resolved_learning_rate())
 
 
 def _to_json(value: Any) -> Any:

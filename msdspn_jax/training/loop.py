@@ -118,6 +118,7 @@ class _Trainer:
                 self.runner.load_data()
             except (OSError, ValueError) as error:
                 raise UserError(f"the data cannot be read: {error}") from error
+        self.refitted: int | None = None
         self.last_good = self.step if self.checkpoints.steps() else None
         silent = not self.leader
         if write_record and self.leader:
@@ -283,10 +284,18 @@ class _Trainer:
         state, count = self.runner.fetch(self.state), self.config.replicates
         device = jax.local_devices()[0]
         return [
-            jax.device_put(replicate_of(state, count, r).variables, device) for r in range(count)
+            jax.device_put(replicate_of(state, count, r).variables_to_keep, device)
+            for r in range(count)
         ]
 
+    def _refit(self) -> None:
+        """Before averaged weights are evaluated or saved; once a step."""
+        if self.refitted != self.step:
+            self.state = self.runner.refit(self.state, self.step)
+            self.refitted = self.step
+
     def _evaluate(self) -> dict[str, float]:
+        self._refit()
         started, first = time.monotonic(), not self.metrics
         results = [
             self.task.evaluate(variables, "val", run_keys(self.config.seed + r).evaluation)
@@ -311,6 +320,7 @@ class _Trainer:
         return better
 
     def _save(self, metrics: dict[str, float] | None, wait: bool = False) -> None:
+        self._refit()
         state = self.runner.fetch(self.state)
         self.logger.flush()
         if metrics is not None and not np.isfinite(metrics.get(self.task.monitor[0], np.nan)):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
+from msdspn_jax.training.outer import Averaged
 from msdspn_jax.training.task import Batch, Metrics, Task, Variables
 
 Init = Callable[[Key[Array, ""]], Variables]
@@ -38,10 +39,19 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """The model's variables, as `Task` functions take them."""
-        return {"params": self.params} | (
-            {} if self.model_state is None else {"state": self.model_state}
-        )
+        """The variables in training, as `Task` functions take them."""
+        return _variables(self.params, self.model_state)
+
+    @property
+    def variables_to_keep(self) -> Variables:
+        """The variables to evaluate and to export: averaged where an average is kept."""
+        if isinstance(self.opt_state, Averaged):
+            return _variables(self.opt_state.params, self.opt_state.model_state)
+        return self.variables
+
+
+def _variables(params: PyTree, model_state: PyTree) -> Variables:
+    return {"params": params} | ({} if model_state is None else {"state": model_state})
 
 
 class RunKeys(NamedTuple):
@@ -66,7 +76,10 @@ def init_state(
     variables = init(key)
     params = variables["params"]
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, variables.get("state"), optimizer.init(params), zero, zero)
+    opt_state, model_state = optimizer.init(params), variables.get("state")
+    if isinstance(opt_state, Averaged):
+        opt_state = opt_state._replace(model_state=model_state)
+    return TrainState(params, model_state, opt_state, zero, zero)
 
 
 def init_states(
@@ -104,17 +117,7 @@ def train_step(
     of the reasons (constants above) why the step was refused, in which case parameters, batch
     statistics and optimiser state are those from before.
     """
-
-    def average(tree: Any) -> Any:
-        if axis_name is None:
-            return tree
-        return jax.tree.map(
-            lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-            tree,
-        )
-
-    step_key = jax.random.fold_in(noise_key, state.step)
-    keys = jax.vmap(lambda slot: jax.random.fold_in(step_key, slot))(slots)
+    keys = _noise(noise_key, state.step, slots)
 
     def loss_of(params):
         variables = state._replace(params=params).variables
@@ -123,7 +126,9 @@ def train_step(
     (loss, (metrics, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
-    loss, metrics, model_state, gradient = average((loss, dict(metrics), model_state, gradient))
+    loss, metrics, model_state, gradient = _mean_over(
+        axis_name, (loss, dict(metrics), model_state, gradient)
+    )
     gradient_norm = optax.tree.norm(gradient)
     metrics = {"loss": loss} | metrics | {"gradient_norm": gradient_norm}
 
@@ -150,3 +155,46 @@ def train_step(
         state.skipped + (~good).astype(jnp.int32),
     )
     return new_state, metrics, status
+
+
+def refit_step(
+    task: Task,
+    state: TrainState,
+    batch: Batch,
+    noise_key: Key[Array, ""],
+    slots: Int[Array, " local_batch"],
+    *,
+    stage: Hashable,
+    axis_name: str | None,
+    max_inner_energy: float,
+) -> tuple[TrainState, Metrics, Int[Array, ""]]:
+    """Let the averaged weights see a batch, as `train_step`, and change their statistics alone."""
+    del max_inner_energy
+    average: Averaged = state.opt_state
+    keys = _noise(noise_key, state.step, slots)
+    variables = state.variables_to_keep
+    loss, (metrics, model_state) = task.loss(
+        variables, batch, keys, stage=stage, axis_name=axis_name
+    )
+    loss, metrics, model_state = _mean_over(axis_name, (loss, dict(metrics), model_state))
+    new_state = state._replace(
+        opt_state=average._replace(model_state=model_state), step=state.step + 1
+    )
+    return new_state, {"loss": loss} | metrics, jnp.zeros((), jnp.int32)
+
+
+def _noise(
+    key: Key[Array, ""], step: Int[Array, ""], slots: Int[Array, " local_batch"]
+) -> Key[Array, " local_batch"]:
+    """One key for every example of a step."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda slot: jax.random.fold_in(step_key, slot))(slots)
+
+
+def _mean_over(axis_name: str | None, tree: Any) -> Any:
+    if axis_name is None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+        tree,
+    )

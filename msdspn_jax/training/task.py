@@ -74,7 +74,7 @@ class Task:
             ``inner_gradient_norm`` are shown on the progress line and guarded against explosion.
         evaluate: ``(variables, split, key) -> {"loss": ..., ...}``: scalars over a whole split
             ("val", "test"). Called outside jit, with the variables of one replicate.
-        optimizer: the outer optimiser, schedules included (`training.config.adam`).
+        optimizer: the outer optimiser, schedules included (`training.outer.outer_optimizer`).
         monitor: which validation metric picks the best checkpoint, and whether small or large is
             good.
         stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static

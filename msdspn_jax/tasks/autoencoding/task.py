@@ -17,7 +17,7 @@ from msdspn_jax.losses import chamfer_loss, hungarian_loss
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
 from msdspn_jax.tasks.autoencoding.model import autoencoder
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
-from msdspn_jax.training.config import adam
+from msdspn_jax.training.outer import outer_optimizer
 from msdspn_jax.training.task import Task, Variables
 
 SetsAt = Callable[[Key[Array, ""], str, Int[Array, " batch"]], Float[Array, "batch n d"]]
@@ -106,7 +106,7 @@ def autoencoding_task(
         init=lambda key: {"params": model.init(key, jnp.zeros((1, set_size, set_dim)))["params"]},
         loss=task_loss,
         evaluate=evaluate,
-        optimizer=adam(config),
+        optimizer=outer_optimizer(config),
         stage=config.stages(),
         figures=figures,
         describe=describe | {"set_size": set_size, "set_dim": set_dim, "loss": loss},

@@ -19,6 +19,7 @@ from msdspn_jax.models.resnet import STAGES, ResNet
 from msdspn_jax.models.set_predictor import SetDecoder, SetPredictor
 from msdspn_jax.models.slot_attention import SlotAttentionPredictor, SlotMLPPredictor
 from msdspn_jax.tasks.clevr.config import Config
+from msdspn_jax.training import outer
 from msdspn_jax.training.task import Variables
 
 MONITOR: tuple[str, Literal["min", "max"]] = ("ap_mean", "max")
@@ -141,7 +142,7 @@ def build_predictor(config: Config) -> Predictor:
 
 
 def outer_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam, on the published schedule of the model.
+    """What changes the parameters: by default Adam, on the published schedule of the model.
 
     iDSPN: a tenth of the rate from 90% of the steps on. Slot models: a linear warm-up, then halved
     every third of 150,000 steps, scaled to the steps there are.
@@ -149,11 +150,11 @@ def outer_optimizer(config: Config) -> optax.GradientTransformation:
     rate, steps = config.resolved_learning_rate(), max(config.steps, 1)
     if config.minimises:
         drop = {int(config.rate_drop * steps): 0.1} if config.rate_drop < 1 else {}
-        return optax.adam(optax.piecewise_constant_schedule(rate, drop))
+        return outer.outer_optimizer(config, optax.piecewise_constant_schedule(rate, drop))
     warmup = max(1, min(config.warmup_steps, steps // 10))
 
     def schedule(step):
         rising = jnp.minimum(1.0, (step + 1) / warmup)
         return rate * rising * 0.5 ** (step * 3 / steps)
 
-    return optax.adam(schedule)
+    return outer.outer_optimizer(config, schedule)

@@ -17,7 +17,7 @@ from msdspn_jax.tasks.numbering.data import NumberingBatch, draw_batch, fold_in_
 from msdspn_jax.tasks.numbering.model import NumberingModel, build_model
 from msdspn_jax.tasks.numbering.plots import draw_predictions
 from msdspn_jax.tasks.numbering.report import report
-from msdspn_jax.training.config import adam
+from msdspn_jax.training.outer import outer_optimizer
 from msdspn_jax.training.task import Task, epoch_positions
 
 __all__ = ["Config", "build", "report"]
@@ -70,7 +70,7 @@ def build(config: Config) -> Task:
         sample=sample,
         loss=loss,
         evaluate=evaluate,
-        optimizer=adam(config),
+        optimizer=outer_optimizer(config),
         monitor=("macro_accuracy", "max"),
         stage=config.stages(),
         figures=figures,
