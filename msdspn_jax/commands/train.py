@@ -29,6 +29,7 @@ Examples:
   msdspn train digits --model dspn --loss chamfer --run-dir runs/digits-dspn
   msdspn train digits --run-dir runs/digits-dspn --resume        go on with that run
   msdspn train digits --run-dir runs/digits --resume auto        begin it, or go on with it
+  msdspn train clevr --recipe fast                   settings from a file; flags beside it win
   msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
   msdspn train random-sets --parallel shard-map      all devices of this machine
   msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
@@ -61,9 +62,11 @@ def parse(name: str, argv: list[str]) -> Any:
         UserError: there is no run to go on with; or values that do not go together.
     """
     from msdspn_jax.commands import flags
+    from msdspn_jax.tasks import recipes
     from msdspn_jax.training import run_folder
 
     module = tasks.load(name)
+    argv, recipe = _without("--recipe", argv)
     default = None
     run_dir = _value_of("--run-dir", argv)
     # Before the flags are checked: those that are not given come from the run.
@@ -78,6 +81,8 @@ def parse(name: str, argv: list[str]) -> Any:
         # Where and how a run is gone on with is asked for anew each time.
         run = dataclasses.replace(saved.run, resume=False, allow_config_change=False)
         default = dataclasses.replace(saved, run=run, devices=Devices())
+    elif recipe is not None:
+        default = recipes.read(module, recipe)
     config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
@@ -101,6 +106,17 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
         if word.startswith(flag + "="):
             return word.split("=", 1)[1]
     return None
+
+
+def _without(flag: str, argv: list[str]) -> tuple[list[str], str | None]:
+    """The other words, and the value of a flag that no configuration has."""
+    value = _value_of(flag, argv)
+    if value is None:
+        return argv, None
+    if flag in argv:
+        at = argv.index(flag)
+        return argv[:at] + argv[at + 2 :], value
+    return [word for word in argv if not word.startswith(flag + "=")], value
 
 
 def _saved(config: Any) -> Any:
@@ -136,6 +152,12 @@ def train(name: str, config: Any) -> int:
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     leader = jax.process_index() == 0
+    if config.init_from is not None and _saved(config) is None:
+        from msdspn_jax.trained.weights import start_from
+
+        task, left = start_from(task, config.init_from)
+        if leader and left:
+            print(f"begun anew, not from {config.init_from}: {', '.join(left)}", file=sys.stderr)
     if leader:
         print(f"run folder: {config.run.dir}", file=sys.stderr)
     try:

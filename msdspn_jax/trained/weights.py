@@ -6,6 +6,7 @@ the task, its configuration, the step of the checkpoint and the versions it was 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -24,7 +25,7 @@ from msdspn_jax.models.inner import ENERGY_MODELS
 from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.training.config import TrainConfig, from_dict
 from msdspn_jax.training.run_folder import package_versions
-from msdspn_jax.training.task import Variables
+from msdspn_jax.training.task import Task, Variables
 
 FORMAT = 1
 _ENTRY = "msdspn_jax"
@@ -176,6 +177,34 @@ def load_model(path: str | Path) -> Model:
     return Model(
         config, variables, record["step"], predictor, record["versions"], record["task"], str(path)
     )
+
+
+def start_from(task: Task, path: str | Path) -> tuple[Task, list[str]]:
+    """A task whose training begins with the weights of a model, and which weights do not.
+
+    Weights are taken by name where the shapes agree. The others begin as they would without.
+
+    Raises:
+        UserError: as `load_model`, or no weight of the file is one of the task's.
+    """
+    given = _by_name(load_model(path).variables)
+    shapes = _by_name(jax.eval_shape(task.init, jax.random.key(0)))
+    taken = {
+        name for name, like in shapes.items() if name in given and given[name].shape == like.shape
+    }
+    if not any(name.startswith("params/") for name in taken):
+        raise UserError(
+            f"--init-from {path}: none of its weights has the name and shape of one here"
+        )
+
+    def init(key):
+        def choose(path, fresh):
+            name = _name(path)
+            return jnp.asarray(given[name], fresh.dtype) if name in taken else fresh
+
+        return jax.tree_util.tree_map_with_path(choose, task.init(key))
+
+    return dataclasses.replace(task, init=init), sorted(shapes.keys() - taken)
 
 
 def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:

@@ -205,6 +205,9 @@ class TrainConfig:
     """The highest learning rate. Default: as published for Adam, 1e-3; 0.01 for Muon."""
     outer: Outer = Outer()
     """What changes the parameters, and how fast. Default: Adam, as published."""
+    init_from: str | None = None
+    """Begin with the weights of this model (a .safetensors file of `msdspn export`); those whose
+    shapes differ begin anew, and are named. Default: begin with random weights."""
     replicates: int = 1
     """Train this many seeds (seed, seed + 1, …) at once, side by side on one device; metrics are
     their mean, with the standard deviation beside it as NAME_std."""

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -233,3 +234,23 @@ def test_a_missing_model_in_the_box_is_told(monkeypatch):
     monkeypatch.setattr(weights, "_BOX_MODEL", "none.safetensors")
     with pytest.raises(UserError, match=r"no model in the box.*none\.safetensors"):
         weights.box_model_path()
+
+
+def test_training_starts_from_weights_where_shapes_agree(path, variables):
+    wider = dataclasses.replace(CONFIG, hidden_dim=8)
+    task = clevr.build(wider)
+    task, left = weights.start_from(task, path)
+    begun = task.init(jax.random.key(7))
+    flat = weights._by_name(begun)
+    old = weights._by_name(variables)
+    assert left
+    for name, value in flat.items():
+        assert (name in left) == (old[name].shape != value.shape)
+        if name not in left:
+            np.testing.assert_array_equal(value, old[name])
+
+
+def test_weights_of_another_model_are_no_start(path):
+    task = clevr.build(dataclasses.replace(CONFIG, model="idspn", size=64, encoder_width=2))
+    with pytest.raises(UserError, match="none of its weights"):
+        weights.start_from(task, path)
