@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 import msdspn_jax as ms
 from msdspn_jax import projections, ranks
@@ -57,6 +59,53 @@ def test_ranks_elsewhere_equal_those_on_cpu():
     expected = np.argsort(np.argsort(features, 1, kind="stable"), 1, kind="stable")
     for function in (ranks._ranks_by_comparison, ranks._ranks_by_keys, ranks._ranks_by_sorting):
         np.testing.assert_array_equal(jax.jit(function)(features), expected)
+
+
+LIMITS = dict.fromkeys(["float32", "float64", "bfloat16"], (-np.inf, np.inf))
+LIMITS["float16"] = (-6e4, 6e4)
+ODD = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, -1e-42, 1e38]
+
+
+@pytest.mark.parametrize("n", [1, 2, 300, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_ranks_of_large_sets_equal_a_stable_argsort(n, dtype):
+    random = np.random.default_rng(n)
+    values = np.concatenate([random.normal(size=50), ODD])
+    with jax.enable_x64(dtype == "float64"):
+        # Many ties, and every kind of number.
+        features = jnp.asarray(random.choice(values, (2, n, 3)).clip(*LIMITS[dtype]), dtype)
+        found = jax.jit(ranks._ranks_by_packed_sort)(features)
+        plain = np.asarray(features, "float64")
+    if dtype != "float64":
+        # To XLA on a CPU, numbers below the normal ones are zero.
+        plain = np.where(np.abs(plain) < np.finfo("float32").tiny, 0, plain)
+    expected = np.argsort(np.argsort(plain, 1, kind="stable"), 1, kind="stable")
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_large_sets_under_transformations():
+    features = jax.random.normal(jax.random.key(0), (3, 2, 300, 2))
+    expected = np.argsort(np.argsort(features, 2), 2)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
+    sharded = jax.shard_map(ms.stable_ranks, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+    for function in (ms.stable_ranks, jax.vmap(ms.stable_ranks), jax.jit(sharded)):
+        found = function(features)
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_gradient_of_a_large_set_is_the_weight_of_the_rank():
+    features = jax.random.normal(jax.random.key(0), (2, 300, 2))
+    weight = jnp.arange(600.0).reshape(300, 2)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(pooled(x, weight))))(features)
+    order = np.argsort(np.argsort(features, 1), 1)
+    np.testing.assert_array_equal(gradient, np.take_along_axis(np.asarray(weight)[None], order, 1))
+
+
+def test_a_large_set_is_sorted_as_single_integers():
+    text = compiled(ranks._ranks_by_packed_sort, jax.ShapeDtypeStruct((2, 300, 4), jnp.float32))
+    assert re.search(r"s64\[8,300\]\S* sort\(", text)
+    assert count("sort", text) == 1
 
 
 def test_simplex_elsewhere_equals_that_on_cpu():
