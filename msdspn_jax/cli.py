@@ -5,19 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-VERBS = {
-    "train": "train a model: msdspn train TASK",
-    "evaluate": "score a trained run on its validation and test splits",
-    "show": "summary of a run: settings, metrics, figures",
-    "grid": "train many settings of one task, skipping what is finished",
-    "report": "tables and charts of a task, ours beside the published",
-    "data": "prepare and check data sets",
-    "predict": "find the objects in images: pictures and a CLEVR scenes file",
-    "export": "a trained model as one file, or as a program without its code",
-    "render": "render CLEVR-like scenes",
-    "bench": "measure time and memory, beside other libraries",
-    "demo": "digits as sets, trained and drawn in under two minutes",
-}
+from msdspn_command import HELP, VERBS, show_usage
+
+# These have a flag for the cache of compiled programs, or measure how long it takes to compile.
+_OWN_CACHE = ("train", "grid", "evaluate", "bench")
 
 #: Packages that the core does without: by the name of the module, what to install and which extra
 #: of msdspn-jax brings it.
@@ -39,29 +30,6 @@ EXTRAS = {
     "wandb": ("wandb", "wandb"),
 }
 
-EPILOG = """\
-Start here:
-  msdspn demo                                     see it work on real digits
-  msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
-  msdspn train TASK --help                        every flag of an experiment
-  msdspn show RUN                                 look at a run folder
-"""
-
-
-def usage() -> str:
-    """The text of ``msdspn --help``."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
-    return f"""\
-usage: msdspn VERB ...
-
-Set prediction with multiset-equivariant networks (DSPN, iDSPN) in JAX.
-
-Verbs (each has its own --help):
-{verbs}
-
-{EPILOG}"""
-
 
 def missing_package(error: BaseException | None) -> str | None:
     """Which package of an extra an error is about, and how to install it; None for others."""
@@ -78,9 +46,8 @@ def missing_package(error: BaseException | None) -> str | None:
 def main(argv: list[str] | None = None) -> int:
     """Run ``msdspn``; returns the exit code (0 good, 2 user error, 130 interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
-        return 0 if argv else 2
+    if not argv or argv[0] in HELP:
+        return show_usage(argv)
     verb, rest = argv[0], argv[1:]
     if verb == "--version":
         from msdspn_jax import __version__
@@ -94,10 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         print(f"msdspn: no verb {verb!r}.{hint} See msdspn --help.", file=sys.stderr)
         return 2
+    from msdspn_jax._cache import enable_compilation_cache
     from msdspn_jax._memory import keep_freed_memory
     from msdspn_jax.errors import UserError
 
     keep_freed_memory()
+    if verb not in _OWN_CACHE:
+        enable_compilation_cache()
     try:
         return importlib.import_module(f"msdspn_jax.commands.{verb}").main(rest)
     except UserError as error:

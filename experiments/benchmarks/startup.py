@@ -20,7 +20,7 @@ from msdspn_jax.bench import layer as benchmarks
 
 HERE = Path(__file__).parent
 # The shell's entry point, of which every command is one call.
-MSDSPN = [sys.executable, "-m", "msdspn_jax.cli"]
+MSDSPN = [sys.executable, "-m", "msdspn_command"]
 
 
 def timed(command, cache=None):
@@ -42,7 +42,7 @@ def main():
         rows.append({"what": name} | result | {"date": date.today().isoformat()})
         print(json.dumps(rows[-1]), flush=True)
 
-    for module in ("jax", "flax.linen, optax", "msdspn_jax", "msdspn_jax.cli"):
+    for module in ("jax", "flax.linen, optax", "msdspn_jax", "msdspn_command"):
         keep(f"import {module}", **timed([sys.executable, "-c", f"import {module}"]))
     keep("msdspn --help", **timed([*MSDSPN, "--help"]))
     with tempfile.TemporaryDirectory() as folder:

@@ -201,9 +201,6 @@ class Predict:
             return self._isolated(self.program)
         import jax
 
-        from msdspn_jax._cache import enable_compilation_cache
-
-        enable_compilation_cache()
         found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
         config: Any = found.config
         facts = {

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 import training_tasks
 from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 
+import msdspn_command
 from msdspn_jax import cli, tasks
 from msdspn_jax.adjoints import neumann
 from msdspn_jax.commands import grid
@@ -31,9 +33,16 @@ def test_help_names_every_verb_and_every_verb_exists(capsys):
 
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in cli.VERBS:
+    for verb in msdspn_command.VERBS:
         assert f"\n  {verb} " in text
         assert importlib.util.find_spec(f"msdspn_jax.commands.{verb}") is not None, verb
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys, msdspn_command; msdspn_command.main(); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == msdspn_command.usage()
 
 
 def test_unknown_words_are_answered_with_the_nearest(capsys):
