@@ -144,7 +144,7 @@ class Outer:
 
     optimizer: Literal["adam", "muon"] = "adam"
     """muon: orthogonalised momentum for every weight matrix and convolution, Adam for the rest. It
-    wants a --learning-rate of about 0.01."""
+    wants a learning rate of about 0.01."""
     schedule: Literal["published", "constant", "cosine", "linear"] = "published"
     """How the learning rate falls: as published for the experiment, not at all, or to zero at the
     end along half a cosine wave or a line."""
