@@ -73,6 +73,9 @@ from msdspn_jax.ranks import stable_ranks
 from msdspn_jax.set_encoder import SetEncoder
 from msdspn_jax.step_size import StepSize, suggest_step_size
 
+#: `minimise`, as it is spelled in America.
+minimize = minimise
+
 try:
     __version__ = _metadata.version("msdspn-jax")
 except _metadata.PackageNotFoundError:  # A checkout on the path that was never installed.
@@ -116,6 +119,7 @@ __all__ = [
     "matched_cost",
     "mean_pool",
     "minimise",
+    "minimize",
     "nesterov",
     "neumann",
     "numbering_accuracy",

@@ -79,6 +79,7 @@ def parse(name: str, argv: list[str]) -> Any:
         run = dataclasses.replace(saved.run, resume=False, allow_config_change=False)
         default = dataclasses.replace(saved, run=run, devices=Devices())
     config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
+    config = config.completed()
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
     if config.run.resume is True:

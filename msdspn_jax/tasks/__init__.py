@@ -29,6 +29,7 @@ TASKS = {
         "autoencoding.digits", "autoencode scikit-learn's handwritten digits as point sets"
     ),
     "numbering": Entry("numbering.task", "class-specific numbering (paper, section 4.1)"),
+    "sets": Entry("sets.task", "sets of your own data: --data FILE.npz"),
     "clevr": Entry("clevr.task", "images to sets of objects (paper, section 4.3)"),
 }
 

@@ -189,6 +189,13 @@ class TrainConfig:
         given = self.learning_rate
         return self.published_learning_rate() if given is None else given
 
+    def completed(self: T) -> T:
+        """These settings with what only the data can say, for tasks that ask their data.
+
+        Called once, when a run begins: from then on config.json says it.
+        """
+        return self
+
     def resolved(self: T) -> T:
         """These settings with what is left open filled in, so that equal runs are equal."""
         return dataclasses.replace(self, learning_rate=self.resolved_learning_rate())  # type: ignore
