@@ -20,6 +20,7 @@ Train an experiment and write a run folder: settings, metrics, checkpoints, figu
 
 Tasks:
 {tasks}
+  FILE.py, or package.module: a task of your own, with Config and build
 
 Every flag of a task, with its default (the published value):
   msdspn train TASK --help
@@ -29,6 +30,7 @@ Examples:
   msdspn train digits --model dspn --loss chamfer --run-dir runs/digits-dspn
   msdspn train digits --run-dir runs/digits-dspn --resume        go on with that run
   msdspn train digits --run-dir runs/digits --resume auto        begin it, or go on with it
+  msdspn train sets --data boxes.npz                 data of your own
   msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
   msdspn train random-sets --parallel shard-map      all devices of this machine
   msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
@@ -64,6 +66,7 @@ def parse(name: str, argv: list[str]) -> Any:
     from msdspn_jax.training import run_folder
 
     module = tasks.load(name)
+    name = tasks.canonical(name)
     default = None
     run_dir = _value_of("--run-dir", argv)
     # Before the flags are checked: those that are not given come from the run.
@@ -78,7 +81,9 @@ def parse(name: str, argv: list[str]) -> Any:
         # Where and how a run is gone on with is asked for anew each time.
         run = dataclasses.replace(saved.run, resume=False, allow_config_change=False)
         default = dataclasses.replace(saved, run=run, devices=Devices())
-    config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
+    config = flags.parse(
+        module.Config, argv, prog=f"msdspn train {tasks.word(name)}", default=default
+    )
     config = config.completed()
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
@@ -90,7 +95,7 @@ def parse(name: str, argv: list[str]) -> Any:
         raise UserError("several machines need --run-dir: one folder that all of them can see")
     if config.run.dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        run = dataclasses.replace(config.run, dir=f"runs/{name}-{stamp}")
+        run = dataclasses.replace(config.run, dir=f"runs/{tasks.word(name)}-{stamp}")
         config = dataclasses.replace(config, run=run)
     return config
 
@@ -133,7 +138,7 @@ def train(name: str, config: Any) -> int:
     from msdspn_jax.training.loop import train as run_training
 
     try:
-        task = tasks.load(name).build(config)
+        task = tasks.build(name, config)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     leader = jax.process_index() == 0

@@ -52,7 +52,7 @@ def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
     """
     folder = Path(folder)
     task_name, config = read_config(folder)
-    task = tasks.load(task_name).build(config)
+    task = tasks.build(task_name, config)
     variables, step, damaged = _restore(
         folder, config, task.init, task.optimizer, task.monitor, checkpoint=checkpoint
     )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Key, Num
+from jaxtyping import Array, Bool, Float, Key, Num, PyTree
+from optax.contrib import MuonDimensionNumbers
 
 from msdspn_jax._check import AnyArray
 from msdspn_jax.descent import Minimum
@@ -191,7 +193,19 @@ def build_predictor(config: Config) -> Predictor:
 
 
 def outer_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam; a tenth of the rate near the end."""
-    drop = {int(config.rate_drop * max(config.steps, 1)): 0.1} if config.rate_drop < 1 else {}
-    rate = config.resolved_learning_rate()
-    return optax.adam(optax.piecewise_constant_schedule(rate, drop))
+    """Muon or Adam: a short warm-up, then a cosine down to a hundredth of the rate."""
+    steps = max(config.steps, 2)
+    warmup = min(config.warmup_steps, steps // 10)
+    peak = config.resolved_learning_rate()
+    schedule = optax.warmup_cosine_decay_schedule(
+        peak / (warmup + 1), peak, warmup, steps, end_value=peak / 100
+    )
+    if config.optimizer == "adam":
+        return optax.adam(schedule)
+    return optax.contrib.muon(schedule, consistent_rms=0.2, muon_weight_dimension_numbers=_matrices)
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """Which parameters Muon takes for matrices: by itself it leaves kernels of images to Adam."""
+    numbers = {2: MuonDimensionNumbers(0, 1), 4: MuonDimensionNumbers((0, 1, 2), 3)}
+    return jax.tree.map(lambda x: numbers.get(x.ndim), params)

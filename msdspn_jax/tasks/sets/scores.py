@@ -69,7 +69,6 @@ def predict_all(
         sets, presence (if sets vary in size) and scores: those of the inner minimisation and, with
         targets, those of `score`.
     """
-
     run = _runner(predictor, inner_steps)
 
     def of_batch(index):
