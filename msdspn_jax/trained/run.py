@@ -69,7 +69,7 @@ def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Mo
     task_name, config = read_config(folder)
     module: Any = tasks.load(task_name)
     if not hasattr(module, "build_predictor"):
-        raise UserError(f"{folder}: a run of the task {task_name}, expected clevr")
+        raise UserError(f"{folder}: a run of the task {task_name}, expected clevr or sets")
     predictor = module.build_predictor(config)
     optimizer = module.outer_optimizer(config)
     variables, step, damaged = _restore(

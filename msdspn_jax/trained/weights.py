@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 import os
 from collections.abc import Set
 from pathlib import Path
@@ -40,6 +41,8 @@ _BOUNDS = {
     "latent_dim": 16384,
     "hidden_dim": 16384,
     "eval_num_steps": 10_000,
+    "features": 4096,
+    "numbers": 2**22,
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
@@ -129,7 +132,8 @@ def save_model(
             raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
     # Folders are those of the machine that trained: their last names say enough.
     settings = {
-        k: Path(v).name if k.endswith("_dir") and v else v for k, v in config.numerical().items()
+        k: Path(v).name if (k.endswith("_dir") or k == "data") and v else v
+        for k, v in config.numerical().items()
     }
     record = {
         "format": FORMAT,
@@ -200,10 +204,15 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
     if task not in tasks.TASKS or not hasattr(tasks.load(task), "build_predictor"):
-        raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr")
+        raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr or sets")
     try:
         config: Any = from_dict(tasks.load(task).Config, modernise(task, values))
-        sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
+        given = {name: getattr(config, name, None) for name in _BOUNDS}
+        sizes = {name: value for name, value in given.items() if value is not None}
+        # What is left open there says the format of the data.
+        if hasattr(config, "form"):
+            sizes |= {"set_size": config.form.set_size, "features": config.form.width}
+            sizes["numbers"] = math.prod(config.form.input_shape)
         if config.model in ENERGY_MODELS:
             sizes["eval_num_steps"] = config.steps_at_evaluation
         for name, value in sizes.items():

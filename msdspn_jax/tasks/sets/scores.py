@@ -54,6 +54,7 @@ def predict_all(
     *,
     inner_steps: int | None = None,
     batch_size: int | None = None,
+    key_each: bool = True,
 ) -> dict[str, np.ndarray]:
     """Predict for every input, a batch at a time.
 
@@ -61,9 +62,11 @@ def predict_all(
         predictor: the model.
         variables: its variables.
         arrays: of `data.fitted`; targets and mask need not be there.
-        key: of random initial sets: every input has one of its own.
+        key: of random initial sets.
         inner_steps: default: the configuration's for evaluation.
         batch_size: default: that of training.
+        key_each: every input has a key of its own; or all have the same, so that what is predicted
+            for one does not depend on its place.
 
     Returns:
         sets, presence (if sets vary in size) and scores: those of the inner minimisation and, with
@@ -72,7 +75,8 @@ def predict_all(
     run = _runner(predictor, inner_steps)
 
     def of_batch(index):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
+        numbers = jnp.asarray(index) if key_each else jnp.zeros(len(index), int)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
         return run(variables, {name: array[index] for name, array in arrays.items()}, keys)
 
     size = batch_size or predictor.config.batch_size
