@@ -122,7 +122,7 @@ def test_a_task_of_ones_own_is_found_again_from_anywhere(boxes, tmp_path, monkey
         ("empty.py", "", "empty.py: expected a class Config, derived from"),
         (
             "half.py",
-            "class Config: pass\ndef build(config): ...",
+            "class Config: ...\ndef build(c): ...",
             "half.py: expected a class Config",
         ),
         ("no.such.module", None, "task: expected a module that can be imported from here"),
