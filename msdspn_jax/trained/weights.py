@@ -41,6 +41,7 @@ _BOUNDS = {
     "latent_dim": 16384,
     "hidden_dim": 16384,
     "eval_num_steps": 10_000,
+    "elements": 4096,
     "features": 4096,
     "numbers": 2**22,
 }
@@ -207,16 +208,18 @@ def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
         raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr or sets")
     try:
         config: Any = from_dict(tasks.load(task).Config, modernise(task, values))
-        given = {name: getattr(config, name, None) for name in _BOUNDS}
-        sizes = {name: value for name, value in given.items() if value is not None}
-        # What is left open there says the format of the data.
-        if hasattr(config, "form"):
-            sizes |= {"set_size": config.form.set_size, "features": config.form.width}
-            sizes["numbers"] = math.prod(config.form.input_shape)
+        sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
+        form = getattr(config, "form", None)
+        if form is not None:
+            if form.kind is None:  # It would be looked for in files of this machine.
+                raise ValueError("form: expected the format of the data, got none")
+            del sizes["set_size"]
+            sizes |= {"elements": form.set_size, "features": form.width}
+            sizes["numbers"] = math.prod(form.input_shape)
         if config.model in ENERGY_MODELS:
             sizes["eval_num_steps"] = config.steps_at_evaluation
         for name, value in sizes.items():
-            if value > _BOUNDS[name]:
+            if value is not None and value > _BOUNDS[name]:
                 raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
     except Exception as error:  # Values of any type may stand anywhere in it.
         raise UserError(f"{path}: its configuration is not valid: {str(error)[:300]}") from error

@@ -54,8 +54,9 @@ class Format:
             values = getattr(self, name)
             if len(values) != size:
                 raise ValueError(f"{name}: expected {size} numbers, got {len(values)}")
-            if name.endswith("scale") and not all(0 < x < float("inf") for x in values):
-                raise ValueError(f"{name}: expected finite numbers > 0, got {values}")
+            least = 0 if name.endswith("scale") else -float("inf")
+            if not all(least < x < float("inf") for x in values):
+                raise ValueError(f"{name}: expected finite numbers > {least}, got {values}")
         if self.kind is not None and not (self.set_size >= 1 and self.names):
             raise ValueError(
                 "set_size, names: expected at least one element of at least one feature, got"
