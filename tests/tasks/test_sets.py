@@ -244,7 +244,7 @@ def test_predictions_are_in_the_units_of_the_data_and_weights_count(tmp_path):
     off = perfect._replace(minimum=perfect.minimum._replace(sets=gone))
     losses = predictor.distance(off, batch["targets"], batch["mask"])
     assert losses[0] == pytest.approx(2.0 * 0.5 / 3 / 3)
-    with pytest.raises(ValueError, match=r"feature_weights: expected 2 numbers, .* got 3"):
+    with pytest.raises(UserError, match=r"feature_weights: expected 2 numbers, .* got 3"):
         configured("vectors", tmp_path, feature_weights=(1.0, 1.0, 1.0))
 
 
@@ -351,7 +351,10 @@ def test_train_resume_evaluate_show_predict_and_export(tmp_path, capsys, monkeyp
     assert cli.main(["evaluate", "../run", "--no-figures"]) == 0
     capsys.readouterr()
     assert cli.main(["show", "../run"]) == 0
-    assert "data.npz" in capsys.readouterr().out.replace("\n", "")
+    shown = capsys.readouterr().out
+    assert "--data" in shown
+    assert "size_right" in shown
+    assert "--form" not in shown
     # The training data is not asked for.
     given = arrays("sets", targets=None, mask=None, input_mask=np.arange(5) < 3 * np.ones((NUM, 1)))
     np.savez("new.npz", **given)

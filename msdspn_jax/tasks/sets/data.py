@@ -81,9 +81,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             if not files:
                 raise UserError(f"{path}: expected inputs.npy and targets.npy in it, got neither")
             return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in files.items()}
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: expected an .npz file of named arrays, got one array")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path}: expected an .npz file of named arrays, got one array")
+        with archive:
             return {name: archive[name] for name in archive.files if name in ARRAYS}
     except FileNotFoundError:
         raise UserError(
