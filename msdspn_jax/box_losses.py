@@ -143,7 +143,10 @@ class SetLoss:
         *,
         target_mask: Bool[AnyArray, "batch m"] | None = None,
     ) -> Float[Array, " batch"]:
-        """The loss of every set; ``target_mask`` is True for the targets that are there."""
+        """The loss of every set; ``target_mask`` is True for the targets that are there.
+
+        Targets that are not there may hold any finite numbers.
+        """
         costs = self.costs(prediction, target)
         assignment = self._assign(costs, target_mask)
         matched = assignment[..., None] == jnp.arange(costs.match.shape[2])
