@@ -72,11 +72,10 @@ class PredictSets:
         )
         form = model.config.form
         arrays, files = load_for_prediction(self.data, form, images=self.image_dir)
-        found = predict_all(
+        found, scores = predict_all(
             model.predictor, model.variables, arrays, jax.random.key(self.seed),
             inner_steps=self.inner_steps, batch_size=self.batch_size, key_each=False,
         )  # fmt: skip
-        scores: Any = found.pop("scores")
         found["mask"] = np.ones(found["sets"].shape[:2], bool)
         if "presence" in found:
             found["mask"] = found["presence"] > self.threshold

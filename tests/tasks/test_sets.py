@@ -226,7 +226,7 @@ def test_predictions_are_in_the_units_of_the_data_and_weights_count(tmp_path):
     assert scaled.shape == (NUM, 3, 3)
     np.testing.assert_array_equal(scaled[..., 2], batch["mask"])
     variables = predictor.init(jax.random.key(0))
-    found = predict_all(predictor, variables, batch, jax.random.key(0))
+    found, _ = predict_all(predictor, variables, batch, jax.random.key(0))
     prediction = predictor.predict(
         variables, batch["inputs"], jax.random.split(jax.random.key(0), NUM)
     )

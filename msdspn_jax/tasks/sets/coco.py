@@ -139,7 +139,7 @@ def _box(path: Path, index: int, entry: dict[str, Any]) -> np.ndarray:
 
 
 def _field(path: Path, group: str, index: int, entry: Any, name: str, kind: type) -> Any:
-    value = entry.get(name) if isinstance(entry, dict) else None
+    value: Any = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(
             f"{path}: {group}[{index}].{name}: expected {kind.__name__}, got {str(value)[:80]}"

@@ -88,7 +88,9 @@ class Predictor:
         inputs = jnp.zeros(
             (2, *form.input_shape), jnp.uint8 if form.kind == "images" else jnp.float32
         )
-        options = {"mask": jnp.ones(inputs.shape[:2], bool)} if form.kind == "sets" else {}
+        options: dict[str, Any] = {}
+        if form.kind == "sets":
+            options["mask"] = jnp.ones(inputs.shape[:2], bool)
         variables = dict(self.network(train=False).init(key, inputs, **options))
         params = variables.pop("params")
         return {"params": params} | ({"state": variables} if variables else {})
@@ -163,7 +165,7 @@ class Predictor:
     ) -> Float[Array, "batch n width"]:
         """Sets as the network has them: scaled, with presence; what is not there is zero."""
         form = self.config.form
-        sets = (targets - jnp.array(form.shift)) / jnp.array(form.scale)
+        sets = (jnp.asarray(targets) - jnp.array(form.shift)) / jnp.array(form.scale)
         if not form.presence:
             return sets
         there = mask[..., None]

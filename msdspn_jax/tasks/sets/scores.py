@@ -41,7 +41,7 @@ def _runner(predictor: Predictor, inner_steps: int | None):
         scores = inner_scores(prediction.minimum)
         if "targets" in batch:
             scores |= score(predictor, prediction, batch["targets"], batch["mask"])
-        return found | {"scores": scores}
+        return found, scores
 
     return run
 
@@ -55,7 +55,7 @@ def predict_all(
     inner_steps: int | None = None,
     batch_size: int | None = None,
     key_each: bool = True,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Predict for every input, a batch at a time.
 
     Args:
@@ -69,8 +69,8 @@ def predict_all(
             for one does not depend on its place.
 
     Returns:
-        sets, presence (if sets vary in size) and scores: those of the inner minimisation and, with
-        targets, those of `score`.
+        The predictions: sets, and presence if sets vary in size; and the scores of every set, those
+        of the inner minimisation and, with targets, those of `score`.
     """
     run = _runner(predictor, inner_steps)
 
@@ -120,7 +120,7 @@ def evaluate(
     key: Key[Array, ""],
 ) -> dict[str, float]:
     """The mean of every score over a split."""
-    return means(predict_all(predictor, variables, arrays, key)["scores"])
+    return means(predict_all(predictor, variables, arrays, key)[1])
 
 
 def draw_figures(
