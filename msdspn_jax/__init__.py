@@ -39,6 +39,7 @@ from msdspn_jax.adjoints import (
     parse_adjoint,
     unrolled,
 )
+from msdspn_jax.box_losses import Costs, Term, box_cost, generalised_iou, set_loss
 from msdspn_jax.clevr.metrics import average_precision
 from msdspn_jax.clevr.objects import ObjectLayout
 from msdspn_jax.descent import (
@@ -59,6 +60,7 @@ from msdspn_jax.equivariance import (
 )
 from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
 from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
+from msdspn_jax.matching.bottleneck import assign_bottleneck
 from msdspn_jax.metrics import numbering_accuracy
 from msdspn_jax.models.inner import Inner, published_inner
 from msdspn_jax.models.set_predictor import (
@@ -73,6 +75,9 @@ from msdspn_jax.ranks import stable_ranks
 from msdspn_jax.set_encoder import SetEncoder
 from msdspn_jax.step_size import StepSize, suggest_step_size
 
+#: `minimise`, as it is spelled in America.
+minimize = minimise
+
 try:
     __version__ = _metadata.version("msdspn-jax")
 except _metadata.PackageNotFoundError:  # A checkout on the path that was never installed.
@@ -84,6 +89,7 @@ __all__ = [
     "UNMATCHED",
     "Adjoint",
     "Context",
+    "Costs",
     "Descent",
     "Energy",
     "EquivarianceReport",
@@ -98,11 +104,14 @@ __all__ = [
     "SetPredictor",
     "Status",
     "StepSize",
+    "Term",
     "Trajectory",
     "Unrolled",
     "anderson",
     "assign",
+    "assign_bottleneck",
     "average_precision",
+    "box_cost",
     "chamfer_loss",
     "check_equivariance",
     "conjugate_gradient",
@@ -110,12 +119,14 @@ __all__ = [
     "exact",
     "example_sets",
     "fspool",
+    "generalised_iou",
     "hungarian_loss",
     "identity",
     "latent_energy",
     "matched_cost",
     "mean_pool",
     "minimise",
+    "minimize",
     "nesterov",
     "neumann",
     "numbering_accuracy",
@@ -126,6 +137,7 @@ __all__ = [
     "push_apart",
     "random_initial_sets",
     "set_autoencoder",
+    "set_loss",
     "simplex",
     "stable_ranks",
     "suggest_step_size",

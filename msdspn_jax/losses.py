@@ -28,29 +28,39 @@ def smooth_l1(difference: Float[AnyArray, "*any"]) -> Float[Array, "*any"]:
 
 
 def pairwise_smooth_l1(
-    prediction: Float[AnyArray, "batch n d"], target: Float[AnyArray, "batch m d"]
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch m d"],
+    *,
+    weights: Float[AnyArray, " d"] | None = None,
 ) -> Float[Array, "batch n m"]:
     """Smooth-l1 distance, mean over d, of every predicted element to every target element.
+
+    With ``weights`` every feature is first multiplied by its own.
 
     Example:
         >>> pairwise_smooth_l1(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
         [[[0.0, 0.5, 2.5], [0.0, 0.5, 2.5]]]
     """
     _check_sets(prediction, target)
-    return jnp.mean(smooth_l1(prediction[:, :, None] - target[:, None]), -1)
+    return _weighted_mean(smooth_l1(prediction[:, :, None] - target[:, None]), weights)
 
 
 def pairwise_squared(
-    prediction: Float[AnyArray, "batch n d"], target: Float[AnyArray, "batch m d"]
+    prediction: Float[AnyArray, "batch n d"],
+    target: Float[AnyArray, "batch m d"],
+    *,
+    weights: Float[AnyArray, " d"] | None = None,
 ) -> Float[Array, "batch n m"]:
     """Squared Euclidean distance, mean over d, of every predicted to every target element.
+
+    With ``weights`` every feature is first multiplied by its own.
 
     Example:
         >>> pairwise_squared(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
         [[[0.0, 1.0, 9.0], [0.0, 1.0, 9.0]]]
     """
     _check_sets(prediction, target)
-    return jnp.mean(jnp.square(prediction[:, :, None] - target[:, None]), -1)
+    return _weighted_mean(jnp.square(prediction[:, :, None] - target[:, None]), weights)
 
 
 def hungarian_loss(
@@ -58,6 +68,7 @@ def hungarian_loss(
     target: Float[AnyArray, "batch m d"],
     *,
     target_mask: Bool[AnyArray, "batch m"] | None = None,
+    weights: Float[AnyArray, " d"] | None = None,
     method: matching.Method = "auto",
 ) -> Float[Array, " batch"]:
     """Smooth-l1 distance of the best one-to-one matching, mean over the matched pairs.
@@ -72,6 +83,8 @@ def hungarian_loss(
         target_mask: True for the target elements that are there. Predictions left over by the
             present ones are free; a set with no element has loss 0. (The alternative for sets of
             varying size is a presence feature in d, with absent elements all zero.)
+        weights: one number >= 0 for every feature, 1 for all by default: the distance is the mean
+            over d of weight times smooth l1, in the matching as well.
         method: solver of the assignment problem, see `assign`; "host" cannot be jitted.
 
     Returns:
@@ -88,7 +101,7 @@ def hungarian_loss(
         >>> hungarian_loss(prediction, target, target_mask=jnp.array([[True, False]])).tolist()
         [0.0]
     """
-    cost = pairwise_smooth_l1(prediction, target)
+    cost = pairwise_smooth_l1(prediction, target, weights=weights)
     n, m = cost.shape[1:]
     if m > n:
         raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
@@ -106,6 +119,7 @@ def chamfer_loss(
     target: Float[AnyArray, "batch m d"],
     *,
     target_mask: Bool[AnyArray, "batch m"] | None = None,
+    weights: Float[AnyArray, " d"] | None = None,
 ) -> Float[Array, " batch"]:
     """Squared distance to the nearest element of the other set, both ways (arXiv 1906.06565).
 
@@ -117,13 +131,15 @@ def chamfer_loss(
         target: m elements.
         target_mask: True for the target elements that are there; absent ones are nobody's
             neighbour. A set with no element has loss 0.
+        weights: one number >= 0 for every feature, by which its square is multiplied; 1 for all by
+            default.
 
     Example:
         >>> prediction, target = jnp.array([[[1.0], [4.0]]]), jnp.array([[[4.0], [3.0]]])
         >>> chamfer_loss(prediction, target).tolist()
         [2.5]
     """
-    distance = pairwise_squared(prediction, target)
+    distance = pairwise_squared(prediction, target, weights=weights)
     if target_mask is None:
         return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
     _check.require_shape("target_mask", target_mask, target.shape[:2], "batch m")
@@ -144,6 +160,13 @@ def _check_sets(prediction, target):
             "target: expected batch and d as in prediction "
             f"{prediction.shape}, got shape {target.shape}"
         )
+
+
+def _weighted_mean(values, weights):
+    if weights is None:
+        return jnp.mean(values, -1)
+    _check.require_shape("weights", weights, values.shape[-1:], "d")
+    return jnp.mean(weights * values, -1)
 
 
 NUMBERING_COSTS = ("l2", "ce")

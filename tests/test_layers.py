@@ -21,7 +21,7 @@ adjoints
 descent
 step_size
 matching
-losses equivariance metrics
+losses box_losses equivariance metrics
 models
 plots
 clevr

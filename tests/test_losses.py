@@ -100,3 +100,31 @@ def test_errors(loss):
 
 def test_examples():
     assert doctest.testmod(losses).failed == 0
+
+
+WEIGHTS = np.array([0.5, 3.0], np.float32)
+
+
+def test_weights_of_features_count_in_matching_and_value():
+    cost = np.abs(np.asarray(PREDICTION)[:, :, None] - np.asarray(TARGET)[:, None])
+    cost = WEIGHTS * np.where(cost < 1, 0.5 * cost**2, cost - 0.5)
+    expected = [
+        min(
+            np.mean([c[i, j] for j, i in enumerate(chosen)])
+            for chosen in itertools.permutations(range(5), 4)
+        )
+        for c in cost.mean(-1)
+    ]
+    loss = ms.hungarian_loss(PREDICTION, TARGET, weights=WEIGHTS)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # A weight of the squares is a scale of its root.
+    scale = np.sqrt(WEIGHTS)
+    loss = ms.chamfer_loss(PREDICTION, TARGET, weights=WEIGHTS, target_mask=MASK)
+    expected = ms.chamfer_loss(PREDICTION * scale, TARGET * scale, target_mask=MASK)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_weights_of_other_features_are_refused():
+    with pytest.raises(ValueError, match=r"weights: expected shape \(2,\) \[d\], got \(3,\)"):
+        ms.hungarian_loss(PREDICTION, TARGET, weights=np.ones(3))

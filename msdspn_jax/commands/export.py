@@ -1,4 +1,4 @@
-"""``msdspn export``: a trained CLEVR model as one file, with its code or as a program without."""
+"""``msdspn export``: a trained model as one file, with its code or as a program without."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a trained CLEVR model as a program that needs no model code.
+    """Write a trained model, of CLEVR or of your own data, as a program that needs no model code.
 
     The program (--out) is a zip file: the compiled code with the weights inside (StableHLO, by
     jax.export; any batch size), settings.json, and predict.py, a few lines that run it:
 
         unzip -p PROGRAM predict.py > predict.py && python predict.py PROGRAM IMAGE
 
-    `msdspn predict --program PROGRAM IMAGE... --out DIR` runs it as well. --weights writes the
+    `msdspn predict --program PROGRAM IMAGE... --out DIR` runs it as well. For a run of msdspn train
+    sets, predict.py takes DATA.npz and PREDICTIONS.npz in place of IMAGE. --weights writes the
     model as a safetensors file, for `msdspn predict --weights` and msdspn_jax.trained.weights.
 
     A program is native code: it runs with the rights of whoever runs it, so run only those you
@@ -38,7 +39,7 @@ class Export:
     """
 
     run: OptionalPath = None
-    """A run folder of msdspn train clevr. Without it: the model in the box."""
+    """A run folder of msdspn train clevr or sets. Without it: the CLEVR model in the box."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
     out: OptionalPath = None
@@ -75,7 +76,7 @@ class Export:
                 raise UserError(f"{path} is a folder; name a file")
             if os.path.exists(path) and not self.overwrite:
                 raise UserError(f"{path} exists; give --overwrite to replace it")
-        model: Any = trained.find(run=self.run, checkpoint=self.checkpoint)
+        model: Any = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
         if self.weights is not None:
             self._write_weights(self.weights, model)
         if self.out is not None:
@@ -86,7 +87,9 @@ class Export:
         from msdspn_jax.trained.weights import save_model
 
         try:
-            save_model(path, model.config, model.variables, step=model.step)
+            save_model(
+                path, model.config, model.variables, step=model.step, task_name=model.task_name
+            )
         except ValueError as error:
             raise UserError(f"the run cannot be exported: {error}") from error
         print(f"{path}: weights, {_megabytes(path)}")
@@ -95,6 +98,8 @@ class Export:
         from msdspn_jax.trained import program
 
         steps = model.num_inner_steps(self.inner_steps)
+        if model.task_name == "sets":
+            return self._write_set_program(path, model, steps)
         predict = functools.partial(
             model.predict, model.variables, inner_steps=self.inner_steps, seed=self.seed
         )
@@ -121,6 +126,35 @@ class Export:
         if self.check:
             gap = program.difference(program.load_program(path), predict)
             print(f"checked: differs from the model by at most {gap:.1e} on two images of noise")
+            if not gap < 1e-3:
+                raise UserError(
+                    f"{path}: the program's predictions differ from the model's by {gap:.1e};"
+                    " it was written, do not trust it"
+                )
+
+    def _write_set_program(self, path: Path, model: Model, steps: int | None) -> None:
+        from msdspn_jax.trained import set_program
+
+        config: Any = model.config
+        facts = {
+            "source": Path(model.source).name,
+            "step": model.step,
+            "model": config.model,
+            "inner_steps": steps,
+            "seed": self.seed,
+        }
+        settings, predict = set_program.save_set_program(
+            path, model, inner_steps=self.inner_steps, seed=self.seed, threshold=self.threshold,
+            platforms=self.platforms, facts=facts,
+        )  # fmt: skip
+        shape = ", ".join(map(str, settings["input_shape"]))
+        print(
+            f"{path}: program for {', '.join(settings['platforms'])}, {settings['kind']}"
+            f" [any batch, {shape}], {_megabytes(path)}"
+        )
+        if self.check:
+            gap = set_program.largest_difference(path, model, predict)
+            print(f"checked: differs from the model by at most {gap:.1e} on two random inputs")
             if not gap < 1e-3:
                 raise UserError(
                     f"{path}: the program's predictions differ from the model's by {gap:.1e};"

@@ -69,8 +69,9 @@ def main(argv: list[str]) -> int:
         return 0
     task, rest = argv[0], argv[1:]
     tasks.load(task)
+    task = tasks.canonical(task)
     options, rest = tyro.cli(Grid, prog=f"msdspn grid {task}", args=rest, return_unknown_args=True)
-    folder = Path(options.grid_dir or f"runs/{task}-grid")
+    folder = Path(options.grid_dir or f"runs/{tasks.word(task)}-grid")
     cells = expand(task, rest)
     return run(task, cells, folder, options)
 
@@ -214,7 +215,7 @@ def _submit(task: str, cells: list[Cell], folder: Path, options: Grid) -> int:
     executor = submitit.AutoExecutor(
         folder / "jobs", cluster="local" if options.executor == "local" else "slurm"
     )
-    executor.update_parameters(name=f"msdspn-{task}", timeout_min=options.job_minutes)
+    executor.update_parameters(name=f"msdspn-{tasks.word(task)}", timeout_min=options.job_minutes)
     if options.slurm_partition is not None:
         executor.update_parameters(slurm_partition=options.slurm_partition)
     jobs = [executor.submit(train_cell, task, cell, folder) for cell in cells]

@@ -91,6 +91,9 @@ class Predict:
     UTF-8); "source" is the path as it was given, with such bytes as \xff.
 
     A program (--program) is native code and runs with your rights: use only those you trust.
+
+    For a run of msdspn train sets: msdspn predict --run RUN --data FILE.npz --out predictions.npz
+    (msdspn predict --data --help).
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
@@ -538,6 +541,10 @@ def main(argv: list[str]) -> int:
     for word in argv:
         if word.split("=")[0] == "--artefact":
             raise UserError("--artefact is now called --program")
+        if word.split("=")[0] == "--data":
+            from msdspn_jax.commands import predict_sets
+
+            return predict_sets.main(argv)
     options = tyro.cli(
         Predict,
         args=argv,

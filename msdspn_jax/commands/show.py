@@ -129,6 +129,9 @@ def _show(folder: Path, options: Any) -> None:
     table.add_column("flag")
     table.add_column("value")
     for flag, value in as_flags(config.to_dict()).items():
+        # The format of the data is no flag, and its numbers may be many.
+        if flag.startswith("--form."):
+            continue
         if options.all or (value != defaults[flag] and flag not in ("--run-dir", "--resume")):
             table.add_row(flag, Text(str(value)))
     if table.row_count:

@@ -20,6 +20,7 @@ Train an experiment and write a run folder: settings, metrics, checkpoints, figu
 
 Tasks:
 {tasks}
+  FILE.py, or package.module: a task of your own, with Config and build
 
 Every flag of a task, with its default (the published value):
   msdspn train TASK --help
@@ -30,6 +31,7 @@ Examples:
   msdspn train digits --run-dir runs/digits-dspn --resume        go on with that run
   msdspn train digits --run-dir runs/digits --resume auto        begin it, or go on with it
   msdspn train clevr --recipe fast                   settings from a file; flags beside it win
+  msdspn train sets --data boxes.npz                 data of your own
   msdspn train random-sets --replicates 8            eight seeds at once, mean ± deviation
   msdspn train random-sets --parallel shard-map      all devices of this machine
   msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
@@ -66,6 +68,7 @@ def parse(name: str, argv: list[str]) -> Any:
     from msdspn_jax.training import run_folder
 
     module = tasks.load(name)
+    name = tasks.canonical(name)
     argv, recipe = _without("--recipe", argv)
     default = None
     run_dir = _value_of("--run-dir", argv)
@@ -83,7 +86,10 @@ def parse(name: str, argv: list[str]) -> Any:
         default = dataclasses.replace(saved, run=run, devices=Devices())
     elif recipe is not None:
         default = recipes.read(module, recipe)
-    config = flags.parse(module.Config, argv, prog=f"msdspn train {name}", default=default)
+    config = flags.parse(
+        module.Config, argv, prog=f"msdspn train {tasks.word(name)}", default=default
+    )
+    config = config.completed()
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
     if config.run.resume is True:
@@ -94,7 +100,7 @@ def parse(name: str, argv: list[str]) -> Any:
         raise UserError("several machines need --run-dir: one folder that all of them can see")
     if config.run.dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        run = dataclasses.replace(config.run, dir=f"runs/{name}-{stamp}")
+        run = dataclasses.replace(config.run, dir=f"runs/{tasks.word(name)}-{stamp}")
         config = dataclasses.replace(config, run=run)
     return config
 
@@ -148,7 +154,7 @@ def train(name: str, config: Any) -> int:
     from msdspn_jax.training.loop import train as run_training
 
     try:
-        task = tasks.load(name).build(config)
+        task = tasks.build(name, config)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     leader = jax.process_index() == 0

@@ -22,7 +22,7 @@ ENERGY_MODELS = ("idspn", "dspn")
 """The models that decode by minimising. They differ in the adjoint; their published settings (see
 `published_inner`) also differ in momentum and clipping."""
 
-EXPERIMENTS = ("random-sets", "digits", "numbering", "clevr")
+EXPERIMENTS = ("random-sets", "digits", "numbering", "clevr", "sets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,9 @@ DEFAULTS = Inner(
 def published_inner(experiment: str, model: str) -> Inner:
     """The published settings of an experiment, for "idspn" or "dspn" (paper, sections 4.1 to 4.3).
 
-    Digits is not an experiment of the paper. It takes the settings of random sets, with a step size
-    large enough to move its 34 elements.
+    Digits and sets (data of one's own) are no experiments of the paper. Digits takes the settings
+    of random sets, with a step size large enough to move its 34 elements; sets takes those of
+    CLEVR, but for the number of steps.
 
     Example:
         >>> published_inner("numbering", "idspn").max_grad_norm
@@ -156,6 +157,7 @@ def published_inner(experiment: str, model: str) -> Inner:
             proximity=0.0,
         ),
         "clevr": Inner(momentum=None if implicit else 0.5, max_grad_norm=10.0, late_num_steps=40),
+        "sets": Inner(momentum=None if implicit else 0.5, max_grad_norm=10.0),
     }[experiment]
     adjoint = Inner(adjoint=identity() if implicit else unrolled())
     return own.or_else(adjoint).or_else(DEFAULTS)

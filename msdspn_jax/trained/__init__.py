@@ -18,17 +18,19 @@ def find(
     weights: str | Path | None = None,
     program: str | Path | None = None,
     checkpoint: str = "best",
+    tasks: tuple[str, ...] = ("clevr",),
 ) -> Model | Program:
-    """A trained CLEVR model, from where it is kept; no data is read.
+    """A trained model, from where it is kept; no data is read.
 
-    Without any of the three, the small model that comes with the package.
+    Without any of the three, the small CLEVR model that comes with the package.
 
     Args:
-        run: a run folder of ``msdspn train clevr``.
+        run: a run folder of ``msdspn train clevr`` or ``sets``.
         weights: a safetensors file of ``msdspn export --weights``.
         program: a zip file of ``msdspn export --out``; it runs without the code of the model. It is
             native code, which runs in this process: only for files that you trust.
         checkpoint: with a run: best (by validation), latest, or a step.
+        tasks: of which task the model may be.
 
     Raises:
         UserError: more than one of them; or it is not there, cannot be read, or is a model of
@@ -51,8 +53,12 @@ def find(
         model = load_model(path)
         if weights is None:
             model = model._replace(source=Path(path).name)
-    if model.task_name != "clevr":
-        raise UserError(f"{model.source}: a model of the task {model.task_name}, expected clevr")
+    if model.task_name not in tasks:
+        hint = " (it predicts for a data set: --data FILE)" if model.task_name == "sets" else ""
+        raise UserError(
+            f"{model.source}: a model of the task {model.task_name}, expected"
+            f" {' or '.join(tasks)}{hint}"
+        )
     return model
 
 

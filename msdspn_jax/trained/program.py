@@ -114,17 +114,11 @@ def save_program(
             threshold outside of 0 to 1.
         UserError: the file cannot be written.
     """
-    unknown = set(platforms) - set(PLATFORMS)
-    if unknown or not platforms:
-        raise ValueError(
-            f"platforms: expected some of {', '.join(PLATFORMS)}, got {list(platforms)}"
-        )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number from 0 to 1, got {threshold}")
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    with _without_source_locations():
-        exported = export.export(jax.jit(predict), platforms=tuple(platforms))(images)
+    exported = lower(predict, images, platforms=platforms)
     (out,) = exported.out_avals if len(exported.out_avals) == 1 else (None,)
     if (
         out is None
@@ -146,12 +140,39 @@ def save_program(
         "versions": package_versions(),
         **(facts or {}),
     }
+    write_program(path, exported, settings, EXAMPLE)
+    return settings
+
+
+def lower(predict: Callable[..., Any], *arguments: Any, platforms: Sequence[str]) -> Any:
+    """Lower a function for all platforms: `jax.export.Exported`.
+
+    Raises:
+        ValueError: an unknown platform.
+    """
+    unknown = set(platforms) - set(PLATFORMS)
+    if unknown or not platforms:
+        raise ValueError(
+            f"platforms: expected some of {', '.join(PLATFORMS)}, got {list(platforms)}"
+        )
+    with _without_source_locations():
+        return export.export(jax.jit(predict), platforms=tuple(platforms))(*arguments)
+
+
+def write_program(
+    path: str | Path, exported: export.Exported, settings: dict[str, Any], example: str
+) -> None:
+    """Write a program, its settings and the script that runs it; the same give the same bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         parts = {
             _PROGRAM: bytes(exported.serialize()),
             _SETTINGS: (json.dumps(settings, indent=2, default=str) + "\n").encode(),
-            "predict.py": EXAMPLE.encode(),
+            "predict.py": example.encode(),
         }
         for name, content in parts.items():
             # ZipInfo's own date is fixed, and so are the bytes.
@@ -160,7 +181,6 @@ def save_program(
             archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
     with as_user_error(path):
         write_bytes(path, data.getvalue())
-    return settings
 
 
 def load_program(path: str | Path) -> Program:
@@ -213,6 +233,11 @@ def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
             raise UserError(
                 f"{path}: of format {str(settings['format'])[:40]}, which a newer msdspn_jax wrote;"
                 f" this one reads up to {FORMAT}"
+            )
+        if settings.get("task") == "sets":
+            raise UserError(
+                f"{path}: a program of msdspn train sets, which runs by itself: unzip -p {path}"
+                f" predict.py > predict.py && python predict.py {path} DATA.npz PREDICTIONS.npz"
             )
         for name, (expected, valid) in _VALID.items():
             if not valid(settings[name]):

@@ -52,7 +52,7 @@ def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
     """
     folder = Path(folder)
     task_name, config = read_config(folder)
-    task = tasks.load(task_name).build(config)
+    task = tasks.build(task_name, config)
     variables, step, damaged = _restore(
         folder, config, task.init, task.optimizer, task.monitor, checkpoint=checkpoint
     )
@@ -69,7 +69,7 @@ def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Mo
     task_name, config = read_config(folder)
     module: Any = tasks.load(task_name)
     if not hasattr(module, "build_predictor"):
-        raise UserError(f"{folder}: a run of the task {task_name}, expected clevr")
+        raise UserError(f"{folder}: a run of the task {task_name}, expected clevr or sets")
     predictor = module.build_predictor(config)
     optimizer = module.outer_optimizer(config)
     variables, step, damaged = _restore(

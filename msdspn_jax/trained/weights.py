@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import math
 import os
 from collections.abc import Set
 from pathlib import Path
@@ -41,6 +42,9 @@ _BOUNDS = {
     "latent_dim": 16384,
     "hidden_dim": 16384,
     "eval_num_steps": 10_000,
+    "elements": 4096,
+    "features": 4096,
+    "numbers": 2**22,
 }
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
@@ -130,7 +134,8 @@ def save_model(
             raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
     # Folders are those of the machine that trained: their last names say enough.
     settings = {
-        k: Path(v).name if k.endswith("_dir") and v else v for k, v in config.numerical().items()
+        k: Path(v).name if (k.endswith("_dir") or k == "data") and v else v
+        for k, v in config.numerical().items()
     }
     record = {
         "format": FORMAT,
@@ -229,14 +234,21 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
     if task not in tasks.TASKS or not hasattr(tasks.load(task), "build_predictor"):
-        raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr")
+        raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr or sets")
     try:
         config: Any = from_dict(tasks.load(task).Config, modernise(task, values))
         sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
+        form = getattr(config, "form", None)
+        if form is not None:
+            if form.kind is None:  # It would be looked for in files of this machine.
+                raise ValueError("form: expected the format of the data, got none")
+            del sizes["set_size"]
+            sizes |= {"elements": form.set_size, "features": form.width}
+            sizes["numbers"] = math.prod(form.input_shape)
         if config.model in ENERGY_MODELS:
             sizes["eval_num_steps"] = config.steps_at_evaluation
         for name, value in sizes.items():
-            if value > _BOUNDS[name]:
+            if value is not None and value > _BOUNDS[name]:
                 raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
     except Exception as error:  # Values of any type may stand anywhere in it.
         raise UserError(f"{path}: its configuration is not valid: {str(error)[:300]}") from error

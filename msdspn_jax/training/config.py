@@ -237,6 +237,13 @@ class TrainConfig:
             return self.learning_rate
         return 1e-2 if self.outer.optimizer == "muon" else self.published_learning_rate()
 
+    def completed(self: T) -> T:
+        """These settings with what only the data can say, for tasks that ask their data.
+
+        Called once, when a run begins: from then on config.json says it.
+        """
+        return self
+
     def resolved(self: T) -> T:
         """These settings with what is left open filled in, so that equal runs are equal."""
         return dataclasses.replace(self, learning_rate=self.resolved_learning_rate())  # type: ignore

@@ -12,14 +12,21 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.autoencoding import digits
 from msdspn_jax.tasks.clevr import data as clevr_data
 from msdspn_jax.tasks.evaluation import means, over_split
+from msdspn_jax.tasks.sets import data as sets_data
+from msdspn_jax.tasks.sets.format import Format
 
 SMALL = {"size": 64, "encoder_width": 2, "latent_dim": 4, "hidden_dim": 4}
+FORM = Format(
+    kind="vectors", input_shape=(2,), set_size=3, names=("a",), shift=(0.0,), scale=(1.0,),
+    input_shift=(0.0, 0.0), input_scale=(1.0, 1.0),
+)  # fmt: skip
 SOURCES = {
     "random sets": ("random-sets", {}),
     "random sets, fresh": ("random-sets", {"fresh": True}),
     "digits": ("digits", {}),
     "numbering": ("numbering", {}),
     "numbering, fresh": ("numbering", {"fresh": True}),
+    "sets": ("sets", {"data": "/no/such/file.npz", "form": FORM}),
     "clevr, procedural": ("clevr", SMALL),
     "clevr, fresh": ("clevr", SMALL | {"fresh": True}),
     "clevr, on the host": ("clevr", SMALL | {"images_on": "host"}),
@@ -45,6 +52,7 @@ def touched(monkeypatch):
     for module, names in {
         clevr_data: ("load_split", "load_cache", "prepare_cache", "open_source"),
         digits: ("load_point_sets",),
+        sets_data: ("read", "_arrays"),
         cache: ("load_cache", "prepare_cache"),
         tfds: ("open_source",),
         procedural: ("render",),
@@ -62,7 +70,7 @@ def test_building_touches_no_data(task, flags, touched):
     built = module.build(module.Config(**flags))
     assert built.name == task
     assert touched == []
-    if task in ("digits", "clevr"):
+    if task in ("digits", "clevr", "sets"):
         # Asked for, the data is looked for where the poison is.
         with pytest.raises(AssertionError):
             built.evaluate({}, "val", jnp.zeros(2))

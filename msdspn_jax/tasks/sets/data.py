@@ -1,0 +1,404 @@
+"""Data sets of one's own: read, checked, split, and brought into the shape that a model takes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from msdspn_jax._progress import ProgressBar
+from msdspn_jax.clevr.files import resize_image
+from msdspn_jax.errors import UserError
+from msdspn_jax.tasks.sets.format import Format, Kind
+
+ARRAYS = ("inputs", "input_mask", "targets", "mask", "split", "names")
+SPLITS = ("train", "val", "test")
+Scaling = Literal["standard", "range", "none"]
+_HELD_OUT = 10
+"""One in so many examples is for validation, and as many are for the test."""
+
+
+class Data(NamedTuple):
+    """A data set as its files have it, checked.
+
+    Attributes:
+        inputs: images uint8 [num, h, w, 3], vectors float32 [num, k] or sets float32 [num, m, k].
+        input_mask: [num, m], of inputs that are sets; None: all elements are there.
+        targets: float32 [num, n, d]; None in a file to predict for.
+        mask: [num, n], True for the elements that are there; None: all are.
+        split: [num], 0 for training, 1 for validation, 2 for the test; None: not said.
+        names: of the d features.
+    """
+
+    inputs: np.ndarray
+    input_mask: np.ndarray | None
+    targets: np.ndarray | None
+    mask: np.ndarray | None
+    split: np.ndarray | None
+    names: tuple[str, ...]
+
+    @property
+    def kind(self) -> Kind:
+        """What the inputs are, by their number of axes."""
+        kinds: dict[int, Kind] = {4: "images", 2: "vectors", 3: "sets"}
+        return kinds[self.inputs.ndim]
+
+
+# --- reading ---
+
+
+def read(path: str | Path, *, need_targets: bool = True, allow_empty: bool = False) -> Data:
+    """Read an .npz file, or a folder of .npy files, and check every array.
+
+    Args:
+        path: arrays by the names `ARRAYS`; other arrays are left alone.
+        need_targets: refuse a file without targets.
+        allow_empty: sets without any element are allowed.
+
+    Raises:
+        UserError: names file, array, index, and what was expected there.
+    """
+    arrays = _arrays(Path(path))
+    needed = ("inputs", "targets") if need_targets else ("inputs",)
+    for name in needed:
+        if name not in arrays:
+            found = ", ".join(sorted(arrays)) or "none"
+            raise UserError(f"{path}: expected an array {name!r}, got {found}")
+    try:
+        return check(arrays, allow_empty=allow_empty)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file or folder whose names are known."""
+    try:
+        if path.is_dir():
+            files = {p.stem: p for p in path.glob("*.npy") if p.stem in ARRAYS}
+            if not files:
+                raise UserError(f"{path}: expected inputs.npy and targets.npy in it, got neither")
+            return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in files.items()}
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path}: expected an .npz file of named arrays, got one array")
+        with archive:
+            return {name: archive[name] for name in archive.files if name in ARRAYS}
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: expected an .npz file, or a folder of .npy files, got nothing there"
+        ) from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise UserError(
+                f"{path}: expected arrays of numbers, got one of Python objects; sets of varying"
+                " size are padded to one size, and an array mask [num, n] says what is there"
+            ) from error
+        raise UserError(f"{path}: not a readable .npz file or .npy folder ({error})") from error
+
+
+# --- checks ---
+
+
+def check(arrays: Mapping[str, Any], *, allow_empty: bool = False) -> Data:
+    """Check arrays of the names `ARRAYS`; ``inputs`` at least.
+
+    Raises:
+        ValueError: names array, index, and what was expected there.
+    """
+    inputs = _inputs(np.asarray(arrays["inputs"]))
+    num = len(inputs)
+    input_mask = None
+    if arrays.get("input_mask") is not None:
+        if inputs.ndim != 3:
+            raise ValueError(
+                "input_mask: expected none, as inputs are no sets [num, m, k], got one"
+            )
+        input_mask = _mask("input_mask", arrays["input_mask"], inputs.shape[:2], allow_empty)
+    if inputs.dtype != np.uint8:
+        _require_finite("inputs", inputs, input_mask)
+        if input_mask is not None:
+            inputs = np.where(input_mask[..., None], inputs, 0)
+    targets = mask = split = None
+    if arrays.get("targets") is not None:
+        targets = _numbers("targets", arrays["targets"])
+        if targets.ndim != 3 or 0 in targets.shape:
+            raise ValueError(
+                f"targets: expected shape [num, n, d], no axis of length zero, got {targets.shape}"
+            )
+        if len(targets) != num:
+            raise ValueError(f"targets: expected {num} sets, one an input, got {len(targets)}")
+        if arrays.get("mask") is not None:
+            mask = _mask("mask", arrays["mask"], targets.shape[:2], allow_empty)
+        _require_finite("targets", targets, mask)
+        if mask is not None:
+            targets = np.where(mask[..., None], targets, 0)
+    if arrays.get("split") is not None:
+        split = _split(np.asarray(arrays["split"]), num)
+    return Data(inputs, input_mask, targets, mask, split, _names(arrays.get("names"), targets))
+
+
+def _inputs(inputs: np.ndarray) -> np.ndarray:
+    if 0 in inputs.shape or inputs.ndim not in (2, 3, 4):
+        raise ValueError(
+            "inputs: expected images [num, h, w, 3], vectors [num, k] or sets [num, m, k], no axis"
+            f" of length zero, got shape {inputs.shape}"
+        )
+    if inputs.ndim == 4:
+        if inputs.dtype != np.uint8 or inputs.shape[3] != 3:
+            raise ValueError(
+                "inputs: expected images of dtype uint8 and shape [num, h, w, 3], got"
+                f" {inputs.dtype} {inputs.shape}"
+            )
+        return inputs
+    if inputs.ndim == 3 and inputs.dtype == np.uint8:
+        raise ValueError(
+            "inputs: expected images uint8 [num, h, w, 3] or sets of floats [num, m, k], got uint8"
+            f" {inputs.shape}, which could be either: np.repeat(inputs[..., None], 3, -1) makes"
+            " images of grey ones, inputs.astype('float32') says that they are sets"
+        )
+    return _numbers("inputs", inputs)
+
+
+def _numbers(name: str, array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: expected numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _mask(name: str, mask: Any, shape: tuple[int, ...], allow_empty: bool) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, an entry an element, got {mask.shape}")
+    if mask.dtype.kind in "iuf":
+        other = (mask != 0) & (mask != 1)
+        if other.any():
+            index = _first(other)
+            raise ValueError(
+                f"{name}: expected True and False, or 1 and 0, got {mask[index]} at {list(index)}"
+            )
+    elif mask.dtype != bool:
+        raise ValueError(f"{name}: expected booleans, got dtype {mask.dtype}")
+    mask = mask.astype(bool)
+    empty = ~mask.any(axis=1)
+    if empty.any() and not allow_empty:
+        raise ValueError(
+            f"{name}: expected an element in every set (--allow-empty lifts this), got none at"
+            f" {list(_first(empty))} ({int(empty.sum())} such sets)"
+        )
+    return mask
+
+
+def _require_finite(name: str, array: np.ndarray, mask: np.ndarray | None) -> None:
+    bad = ~np.isfinite(array)
+    if mask is not None:
+        bad &= mask[..., None]
+    if bad.any():
+        index = _first(bad)
+        raise ValueError(
+            f"{name}: expected finite numbers where an element is there, got {array[index]} at"
+            f" {list(index)} ({int(bad.sum())} such entries)"
+        )
+
+
+def _split(split: np.ndarray, num: int) -> np.ndarray:
+    if split.shape != (num,):
+        raise ValueError(f"split: expected shape ({num},), a word an example, got {split.shape}")
+    known: dict[Any, int] = {word: i for i, word in enumerate(SPLITS)}
+    known |= {i: i for i in range(len(SPLITS))}
+    words = [x.decode() if isinstance(x, bytes) else x for x in split.tolist()]
+    for i, word in enumerate(words):
+        if word not in known:
+            raise ValueError(f"split: expected train, val or test, or 0, 1, 2, got {word!r} at {i}")
+    found = np.array([known[word] for word in words])
+    for i, word in enumerate(SPLITS[:2]):
+        if not (found == i).any():
+            raise ValueError(f"split: expected an example for {word} at least, got none")
+    return found
+
+
+def _names(given: Any, targets: np.ndarray | None) -> tuple[str, ...]:
+    if targets is None:
+        return ()
+    dim = targets.shape[2]
+    if given is None:
+        return tuple(f"feature{i}" for i in range(dim))
+    names = tuple(map(str, np.asarray(given).tolist())) if np.ndim(given) == 1 else ()
+    if len(names) != dim or len(set(names)) != dim:
+        raise ValueError(
+            f"names: expected {dim} different words, one a feature of targets, got"
+            f" {np.asarray(given).tolist()}"
+        )
+    return names
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(bad)[0])
+
+
+# --- splits and scaling ---
+
+
+def split_indices(data: Data, seed: int) -> dict[str, np.ndarray]:
+    """Which examples are for training, validation and test: as the data says, else by ``seed``."""
+    num = len(data.inputs)
+    if data.split is not None:
+        return {name: np.flatnonzero(data.split == i) for i, name in enumerate(SPLITS)}
+    held_out = max(1, num // _HELD_OUT)
+    if num < 3:
+        raise ValueError(
+            f"inputs: expected at least 3 examples, one for each of {', '.join(SPLITS)}, got {num}"
+        )
+    order = np.random.default_rng(seed).permutation(num)
+    parts = np.split(order, [num - 2 * held_out, num - held_out])
+    return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def find_format(
+    data: Data, *, split_seed: int, scaling: Scaling, size: int | None, set_size: int | None
+) -> Format:
+    """What a model must know of a data set with targets; scaling is learned from its training part.
+
+    Args:
+        data: with targets.
+        split_seed: as for `split_indices`.
+        scaling: "standard": mean 0 and deviation 1; "range": from -1 to 1; "none".
+        size: side of the images for the network; None: 64 or 128, what they fit into.
+        set_size: n; None: that of the targets.
+
+    Raises:
+        ValueError: more elements in a set than ``set_size``.
+    """
+    assert data.targets is not None
+    train = split_indices(data, split_seed)["train"]
+    mask = data.mask
+    n = set_size or data.targets.shape[1]
+    _require_at_most(n, data)
+    shift, scale = _scaling(data.targets[train], None if mask is None else mask[train], scaling)
+    shape: tuple[int, ...] = data.inputs.shape[1:]
+    input_shift: tuple[float, ...] = ()
+    input_scale: tuple[float, ...] = ()
+    if data.kind == "images":
+        side = size or default_side(max(shape[:2]))
+        shape = (side, side, 3)
+    else:
+        of_inputs = None if data.input_mask is None else data.input_mask[train]
+        input_shift, input_scale = _scaling(data.inputs[train], of_inputs, scaling)
+    varying = n > data.targets.shape[1] or (mask is not None and not mask.all())
+    return Format(
+        kind=data.kind, input_shape=tuple(map(int, shape)), set_size=n, names=data.names,
+        presence=varying, shift=shift, scale=scale, input_shift=input_shift,
+        input_scale=input_scale,
+    )  # fmt: skip
+
+
+def default_side(longest: int) -> int:
+    """Side of the images for the network: what it takes, and of what it takes, what they need."""
+    return 64 if longest <= 64 else 128
+
+
+def _require_at_most(n: int, data: Data) -> None:
+    assert data.targets is not None
+    sizes = np.full(len(data.targets), data.targets.shape[1])
+    if data.mask is not None:
+        sizes = data.mask.sum(axis=1)
+    more = sizes > n
+    if more.any():
+        (index,) = _first(more)
+        raise ValueError(
+            f"{'targets' if data.mask is None else 'mask'}: expected at most {n} elements in a set"
+            f" (--set-size), got {sizes[index]} at [{index}] ({int(more.sum())} such sets)"
+        )
+
+
+def _scaling(
+    values: np.ndarray, mask: np.ndarray | None, scaling: Scaling
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shift and scale of every feature; a feature that never changes is only shifted."""
+    present = values.reshape(-1, values.shape[-1]) if mask is None else values[mask]
+    dim = values.shape[-1]
+    shift, scale = np.zeros(dim), np.ones(dim)
+    if scaling != "none" and len(present):
+        present = present.astype(np.float64)
+        low, high = present.min(0), present.max(0)
+        if scaling == "range":
+            shift, scale = (low + high) / 2, (high - low) / 2
+        else:
+            shift, scale = present.mean(0), present.std(0)
+        scale = np.where(high > low, scale, 1.0)
+    return tuple(map(float, shift)), tuple(map(float, scale))
+
+
+# --- as a model takes it ---
+
+
+def fitted(data: Data, form: Format) -> dict[str, np.ndarray]:
+    """The arrays in the shape of ``form``: inputs, input_mask (of sets), targets and mask (if any).
+
+    Images are squashed to its side; sets are padded, their elements first.
+
+    Raises:
+        ValueError: inputs or targets that are not of this form.
+    """
+    found: dict[str, np.ndarray] = {}
+    shape = data.inputs.shape[1:]
+    same = data.kind == form.kind and shape[-1:] == form.input_shape[-1:]
+    if not same or (form.kind == "sets" and shape[0] > form.input_shape[0]):
+        sizes = "h, w, 3" if form.kind == "images" else ", ".join(map(str, form.input_shape))
+        raise ValueError(
+            f"inputs: expected {form.kind} [num, {sizes}], as the model was trained on, got"
+            f" {data.kind} {data.inputs.shape}"
+        )
+    if form.kind == "images":
+        found["inputs"] = _squashed(data.inputs, form.input_shape[0])
+    elif form.kind == "sets":
+        mask = data.input_mask
+        if mask is None:
+            mask = np.ones(data.inputs.shape[:2], bool)
+        found["inputs"], found["input_mask"] = padded(data.inputs, mask, form.input_shape[0])
+    else:
+        found["inputs"] = data.inputs
+    if data.targets is None:
+        return found
+    if data.targets.shape[2] != form.set_dim:
+        raise ValueError(
+            f"targets: expected {form.set_dim} features, as the model was trained on, got shape"
+            f" {data.targets.shape}"
+        )
+    _require_at_most(form.set_size, data)
+    mask = np.ones(data.targets.shape[:2], bool) if data.mask is None else data.mask
+    short = mask.sum(1) < form.set_size
+    if short.any() and not form.presence:
+        (index,) = _first(short)
+        raise ValueError(
+            f"mask: expected {form.set_size} elements in every set, as the model was trained on,"
+            f" got {int(mask[index].sum())} at [{index}]"
+        )
+    found["targets"], found["mask"] = padded(data.targets, mask, form.set_size)
+    return found
+
+
+def padded(sets: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sets of n elements: those that are there first, in their order, and zeros."""
+    order = np.argsort(~mask, axis=1, kind="stable")[:, :n]
+    sets = np.take_along_axis(sets, order[..., None], axis=1)
+    mask = np.take_along_axis(mask, order, axis=1)
+    more = ((0, 0), (0, n - mask.shape[1]))
+    sets = np.where(mask[..., None], sets, 0).astype(np.float32)
+    return np.pad(sets, (*more, (0, 0))), np.pad(mask, more)
+
+
+def _squashed(images: np.ndarray, side: int) -> np.ndarray:
+    if images.shape[1:3] == (side, side):
+        return images
+    out = np.empty((len(images), side, side, 3), np.uint8)
+    with ProgressBar("resizing images") as report:
+        for i, image in enumerate(images):
+            out[i] = resize_image(np.asarray(image), side)
+            if i % 100 == 0:
+                report(i, len(images))
+    return out

@@ -1,0 +1,96 @@
+"""Where a data set lies: .npz, a folder of .npy files, COCO's .json, or a folder of images."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from msdspn_jax._progress import ProgressBar
+from msdspn_jax.clevr.files import read_image, resize_image
+from msdspn_jax.errors import UserError
+from msdspn_jax.tasks.sets import coco, data
+from msdspn_jax.tasks.sets.format import Format
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def load(
+    path: str, *, images: str | None = None, size: int | None = None, allow_empty: bool = False
+) -> data.Data:
+    """A data set to train on; kept, so that the next call is for nothing while no file changes.
+
+    Args:
+        path: .npz, a folder of .npy files, or COCO's .json.
+        images: with .json, the folder of the images.
+        size: with .json, the side to which they are squashed.
+        allow_empty: sets without any element are allowed.
+
+    Raises:
+        UserError: as `data.read` and `coco.read`.
+    """
+    stamps = []
+    for file in sorted([Path(path), *Path(path).glob("*.npy")]):
+        if file.exists():
+            about = file.stat()
+            stamps.append((str(file), about.st_mtime_ns, about.st_size))
+    if coco.is_coco(path):
+        return _load(path, images, size, allow_empty, tuple(stamps))
+    if images is not None:
+        raise UserError(f"--image-dir: expected none with {path}, which is no .json, got {images}")
+    return _load(path, None, None, allow_empty, tuple(stamps))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(
+    path: str, images: str | None, size: int | None, allow_empty: bool, stamps: tuple
+) -> data.Data:
+    del stamps
+    if coco.is_coco(path):
+        return coco.read(path, images, size=size, allow_empty=allow_empty)
+    return data.read(path, allow_empty=allow_empty)
+
+
+def load_for_prediction(
+    path: str, form: Format, *, images: str | None = None
+) -> tuple[dict[str, np.ndarray], list[str] | None]:
+    """The inputs of a data set as a model takes them, and its targets where it has some.
+
+    Args:
+        path: as for `load`, where targets need not be there; or a folder of images.
+        form: of the model.
+        images: as for `load`.
+
+    Returns:
+        The arrays, and the names of the files in a folder of images.
+
+    Raises:
+        UserError: the data cannot be read, or does not fit the model.
+    """
+    folder = Path(path)
+    files = None
+    if folder.is_dir() and not any(folder.glob("*.npy")):
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
+        if not files or form.kind != "images":
+            expected = "images or " if form.kind == "images" else ""
+            raise UserError(f"{path}: expected {expected}.npy files in this folder, got neither")
+        found = data.check({"inputs": _read_all(files, form.input_shape[0])})
+    elif coco.is_coco(path):
+        side = form.input_shape[0] if form.kind == "images" else None
+        found = coco.read(path, images, size=side, allow_empty=True)
+    else:
+        found = data.read(path, need_targets=False, allow_empty=True)
+    try:
+        return data.fitted(found, form), None if files is None else [p.name for p in files]
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_all(files: list[Path], side: int) -> np.ndarray:
+    pictures = np.empty((len(files), side, side, 3), np.uint8)
+    with ProgressBar("reading images") as report:
+        for i, file in enumerate(files):
+            pictures[i] = resize_image(read_image(file), side)
+            report(i + 1, len(files))
+    return pictures

@@ -1,0 +1,434 @@
+"""Data of one's own: what is read and refused, the model's form, and the way through the verbs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from processes import environment
+from training_tasks import compiled_once, no_figures  # noqa: F401
+
+from msdspn_jax import cli
+from msdspn_jax.commands import train as train_command
+from msdspn_jax.errors import UserError
+from msdspn_jax.models.inner import Inner
+from msdspn_jax.tasks.sets import coco, data, source
+from msdspn_jax.tasks.sets.config import Config
+from msdspn_jax.tasks.sets.model import build_predictor
+from msdspn_jax.tasks.sets.scores import predict_all
+
+NUM = 10
+RNG = np.random.default_rng(0)
+
+
+def arrays(kind="vectors", **changes):
+    """Ten examples: sets of at most three elements with two features."""
+    inputs = {
+        "vectors": RNG.normal(size=(NUM, 4)),
+        "sets": RNG.normal(size=(NUM, 5, 2)),
+        "images": RNG.integers(0, 256, (NUM, 20, 30, 3), np.uint8),
+    }[kind]
+    targets = RNG.normal(size=(NUM, 3, 2)) * [1, 100] + [0, 7]
+    mask = np.arange(3) < 1 + np.arange(NUM)[:, None] % 3
+    found = {"inputs": inputs, "targets": targets, "mask": mask} | changes
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def at(array, index, value):
+    array = np.array(array, dtype=object if value is None else None)
+    array[index] = value
+    return array
+
+
+WRONG = {
+    "no targets": ({"targets": None, "mask": None}, "expected an array 'targets', got inputs"),
+    "axes of inputs": ({"inputs": np.zeros(NUM)}, r"inputs: expected images .* got shape \(10,\)"),
+    "no inputs": ({"inputs": np.zeros((0, 3))}, r"no axis of length zero, got shape \(0, 3\)"),
+    "float images": (
+        {"inputs": np.zeros((NUM, 8, 8, 3))},
+        r"inputs: expected images of dtype uint8 .* got float64 \(10, 8, 8, 3\)",
+    ),
+    "grey images": ({"inputs": np.zeros((NUM, 8, 8), np.uint8)}, "which could be either"),
+    "words": ({"inputs": np.array([["a"]] * NUM)}, "inputs: expected numbers, got dtype <U1"),
+    "NaN": (
+        {"inputs": at(np.zeros((NUM, 4)), (3, 1), np.nan)},
+        r"inputs: expected finite numbers .* got nan at \[3, 1\] \(1 such entries\)",
+    ),
+    "too large": (
+        {"inputs": at(np.zeros((NUM, 4)), (3, 1), 1e99)},
+        r"inputs: expected finite numbers .* got inf at \[3, 1\]",
+    ),
+    "NaN in targets": (
+        {"targets": at(np.zeros((NUM, 3, 2)), (2, 0, 1), np.nan)},
+        r"targets: expected finite numbers .* got nan at \[2, 0, 1\]",
+    ),
+    "axes of targets": (
+        {"targets": np.zeros((NUM, 3)), "mask": None},
+        r"targets: expected shape \[num, n, d\], .* got \(10, 3\)",
+    ),
+    "other number": (
+        {"targets": np.zeros((4, 3, 2)), "mask": None},
+        "targets: expected 10 sets, one an input, got 4",
+    ),
+    "shape of the mask": (
+        {"mask": np.ones((NUM, 2), bool)},
+        r"mask: expected shape \(10, 3\), an entry an element, got \(10, 2\)",
+    ),
+    "numbers as a mask": (
+        {"mask": at(np.ones((NUM, 3)), (1, 2), 0.5)},
+        r"mask: expected True and False, or 1 and 0, got 0.5 at \[1, 2\]",
+    ),
+    "empty set": (
+        {"mask": at(np.ones((NUM, 3), bool), 6, False)},
+        r"mask: expected an element in every set .* got none at \[6\] \(1 such sets\)",
+    ),
+    "mask of vectors": ({"input_mask": np.ones((NUM, 4), bool)}, "input_mask: expected none"),
+    "split": (
+        {"split": np.array(["train"] * 9 + ["valid"])},
+        "split: expected train, val or test, or 0, 1, 2, got 'valid' at 9",
+    ),
+    "no validation": (
+        {"split": np.zeros(NUM, int)},
+        "split: expected an example for val at least, got none",
+    ),
+    "names": ({"names": np.array(["x"])}, r"names: expected 2 different words, .* got \['x'\]"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_arrays_are_refused_by_name_index_and_expectation(changes, words, tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays(**changes))
+    with pytest.raises(UserError, match=words) as error:
+        data.read(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_what_is_no_file_of_arrays_is_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    with pytest.raises(UserError, match=r"expected an .npz file, or a folder of .npy files"):
+        data.read(path)
+    path.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=r"not a readable .npz file"):
+        data.read(path)
+    np.savez(path, inputs=np.array([[1], [1, 2]], object))
+    with pytest.raises(UserError, match=r"sets of varying size are padded"):
+        data.read(path)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"expected an .npz file of named arrays, got one array"):
+        data.read(tmp_path / "one.npy")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"expected inputs.npy and targets.npy in it"):
+        data.read(tmp_path / "folder")
+
+
+def test_a_folder_is_read_as_a_file_is(tmp_path):
+    given = arrays("sets", names=np.array(["a", "b"]), split=np.arange(NUM) % 3)
+    np.savez(tmp_path / "data.npz", other=np.zeros(1), **given)
+    for name, array in given.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    for one, other in zip(data.read(tmp_path / "data.npz"), data.read(tmp_path), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_not_there_is_not_read():
+    given = arrays()
+    clean = data.check(given)
+    given["targets"] = np.where(given["mask"][..., None], given["targets"], np.nan)
+    np.testing.assert_array_equal(data.check(given).targets, clean.targets)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "range", "none"])
+def test_scaling_is_learned_from_the_training_part_that_is_there(scaling):
+    given = data.check(arrays(split=np.array(["train"] * 6 + ["val", "test"] * 2)))
+    form = data.find_format(given, split_seed=0, scaling=scaling, size=None, set_size=None)
+    present = given.targets[:6][given.mask[:6]].astype(np.float64)
+    scaled = (present - form.shift) / form.scale
+    if scaling == "standard":
+        np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-9)
+        np.testing.assert_allclose(scaled.std(0), 1)
+    elif scaling == "range":
+        np.testing.assert_allclose((scaled.min(0), scaled.max(0)), ([-1, -1], [1, 1]))
+    else:
+        np.testing.assert_array_equal(scaled, present)
+    assert (form.kind, form.input_shape, form.presence) == ("vectors", (4,), True)
+    # A feature that never changes is not divided by zero.
+    flat = data.check(arrays(inputs=np.full((NUM, 4), 3.0)))
+    form = data.find_format(flat, split_seed=0, scaling=scaling, size=None, set_size=None)
+    assert form.input_scale == (1.0,) * 4
+
+
+def test_splits_are_a_tenth_each_or_as_given():
+    given = data.check(arrays())
+    parts = data.split_indices(given, 0)
+    assert [len(x) for x in parts.values()] == [8, 1, 1]
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(NUM))
+    assert (parts["train"] != data.split_indices(given, 1)["train"]).any()
+    given = data.check(arrays(split=np.array([b"val", b"test"] + [b"train"] * 8)))
+    assert data.split_indices(given, 0)["val"].tolist() == [0]
+
+
+def test_padding_brings_elements_to_the_front_and_says_who_is_too_many():
+    sets = np.arange(6.0).reshape(1, 3, 2)
+    padded, mask = data.padded(sets, np.array([[False, True, True]]), 4)
+    assert padded[0].tolist() == [[2, 3], [4, 5], [0, 0], [0, 0]]
+    assert mask.tolist() == [[True, True, False, False]]
+    given = data.check(arrays())
+    options = {"split_seed": 0, "scaling": "none", "size": None}
+    with pytest.raises(ValueError, match=r"at most 2 elements in a set .* got 3 at \[2\]"):
+        data.find_format(given, set_size=2, **options)
+    form = data.find_format(data.check(arrays(mask=None)), set_size=3, **options)
+    assert not form.presence
+    assert data.find_format(data.check(arrays(mask=None)), set_size=4, **options).presence
+    with pytest.raises(ValueError, match=r"mask: expected 3 elements in every set, .* 1 at \[0\]"):
+        data.fitted(given, form)
+    with pytest.raises(ValueError, match=r"inputs: expected vectors \[num, 4\], .* got sets"):
+        data.fitted(data.check(arrays("sets")), form)
+
+
+def configured(kind, tmp_path, **flags):
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays(kind))
+    sizes = {"hidden_dim": 8, "latent_dim": 8, "encoder_width": 2, "batch_size": 4}
+    return Config(data=str(path), inner=Inner(num_steps=2), **(sizes | flags)).completed()
+
+
+@pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
+def test_the_encoder_follows_from_the_inputs(kind, tmp_path):
+    config = configured(kind, tmp_path)
+    shape = {"vectors": (4,), "sets": (5, 2), "images": (64, 64, 3)}[kind]
+    assert config.form.input_shape == shape
+    predictor = build_predictor(config)
+    batch = data.fitted(config.load(), config.form)
+    assert batch["inputs"].shape == (NUM, *shape)
+
+    def loss(key):
+        variables = predictor.init(key)
+        keys = jax.random.split(key, NUM)
+        losses, found, state = predictor.loss(variables, batch, keys)
+        assert jax.tree.structure(state) == jax.tree.structure(variables.get("state"))
+        return losses, found.sets, found.presence
+
+    shapes = [x.shape for x in jax.eval_shape(loss, jax.random.key(0))]
+    assert shapes == [(NUM,), (NUM, 3, 2), (NUM, 3)]
+
+
+def test_predictions_are_in_the_units_of_the_data_and_weights_count(tmp_path):
+    config = configured("vectors", tmp_path, feature_weights=(1.0, 0.0), presence_weight=2.0)
+    predictor = build_predictor(config)
+    batch = data.fitted(config.load(), config.form)
+    scaled = predictor.scaled(batch["targets"], batch["mask"])
+    assert scaled.shape == (NUM, 3, 3)
+    np.testing.assert_array_equal(scaled[..., 2], batch["mask"])
+    variables = predictor.init(jax.random.key(0))
+    found, _ = predict_all(predictor, variables, batch, jax.random.key(0))
+    prediction = predictor.predict(
+        variables, batch["inputs"], jax.random.split(jax.random.key(0), NUM)
+    )
+    shift, scale = np.array(config.form.shift), np.array(config.form.scale)
+    np.testing.assert_allclose(
+        found["sets"], prediction.minimum.sets[..., :2] * scale + shift, rtol=1e-4, atol=1e-3
+    )
+    perfect = prediction._replace(minimum=prediction.minimum._replace(sets=scaled[:, ::-1]))
+    np.testing.assert_allclose(predictor.distance(perfect, batch["targets"], batch["mask"]), 0)
+    # The second feature weighs nothing, the presence twice.
+    wrong = scaled.at[..., 1].add(5.0)
+    off = perfect._replace(minimum=perfect.minimum._replace(sets=wrong))
+    np.testing.assert_allclose(predictor.distance(off, batch["targets"], batch["mask"]), 0)
+    gone = scaled.at[0, 0, 2].set(0.0)
+    off = perfect._replace(minimum=perfect.minimum._replace(sets=gone))
+    losses = predictor.distance(off, batch["targets"], batch["mask"])
+    assert losses[0] == pytest.approx(2.0 * 0.5 / 3 / 3)
+    with pytest.raises(UserError, match=r"feature_weights: expected 2 numbers, .* got 3"):
+        configured("vectors", tmp_path, feature_weights=(1.0, 1.0, 1.0))
+
+
+# --- COCO ---
+
+
+def coco_file(folder, **changes):
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    for name, size in (("a.png", (40, 20)), ("b.png", (30, 60))):
+        Image.new("RGB", size, (9, 9, 9)).save(folder / "images" / name)
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.png", "width": 40, "height": 20},
+            {"id": 3, "file_name": "b.png", "width": 30, "height": 60},
+        ],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"image_id": 7, "category_id": 5, "bbox": [10, 5, 20, 10]},
+            {"image_id": 3, "category_id": 2, "bbox": [0, 0, 30, 60]},
+            {"image_id": 7, "category_id": 2, "bbox": [0, 0, 4, 2]},
+            {"image_id": 7, "category_id": 2, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+        ],
+    } | changes
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_boxes_of_coco_are_sets(tmp_path):
+    found = coco.read(coco_file(tmp_path), None, size=None)
+    assert found.names == ("x", "y", "w", "h", "is dog", "is cat")
+    assert found.inputs.shape == (2, 64, 64, 3)
+    np.testing.assert_allclose(
+        found.targets[0], [[0.5, 0.5, 0.5, 0.5, 0, 1], [0.05, 0.05, 0.1, 0.1, 1, 0]], atol=1e-6
+    )
+    np.testing.assert_allclose(found.targets[1, 0], [0.5, 0.5, 1, 1, 1, 0])
+    assert found.mask.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": None}, 'expected an object with a list "images"'),
+        ({"annotations": []}, "annotations: expected at least one box, got none"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 0, 4]}]},
+            r"annotations\[0\].bbox: expected \[x, y, width, height\], .* got \[1, 2, 0, 4\]",
+        ),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}]},
+            r"annotations\[0\].image_id: expected one in the file, got 1",
+        ),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]},
+            r"images\[1\]: expected a box in every image \(--allow-empty",
+        ),
+        (
+            {"images": [{"id": 7, "file_name": "../a.png", "width": 40, "height": 20}],
+             "annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]},
+            r"images\[0\].file_name: expected a name below",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_coco_file_is_named(changes, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        coco.read(coco_file(tmp_path, **changes), None, size=None)
+
+
+def test_a_folder_of_images_can_be_predicted_for(tmp_path):
+    path = coco_file(tmp_path)
+    config = Config(data=str(path), latent_dim=8, hidden_dim=8).completed
+    with pytest.raises(UserError, match=r"expected at least 3 examples"):
+        config()
+    form = data.find_format(
+        coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
+        split_seed=0, scaling="standard", size=None, set_size=None,
+    )  # fmt: skip
+    found, files = source.load_for_prediction(str(tmp_path / "images"), form)
+    assert files == ["a.png", "b.png"]
+    assert found["inputs"].shape == (2, 64, 64, 3)
+    with pytest.raises(UserError, match=r"expected images or .npy files in this folder"):
+        source.load_for_prediction(str(tmp_path / "images" / ".."), form)
+
+
+# --- through the verbs ---
+
+SMALL = ["--steps", "2", "--hidden-dim", "4", "--latent-dim", "4", "--inner.num-steps", "2"]
+SMALL += ["--batch-size", "4", "--no-progress", "--no-tensorboard"]
+
+
+def test_train_resume_evaluate_show_predict_and_export(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **arrays("sets"))
+    argv = ["train", "sets", "--data", "data.npz", "--run-dir", "run", *SMALL]
+    assert cli.main(argv) == 0
+    # Elsewhere, nothing said again but where the run lies.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = train_command.parse("sets", ["--run-dir", "../run", "--resume"])
+    assert config.data == str(tmp_path / "data.npz")
+    assert config.form.kind == "sets"
+    assert cli.main(["evaluate", "../run", "--no-figures"]) == 0
+    capsys.readouterr()
+    assert cli.main(["show", "../run"]) == 0
+    shown = capsys.readouterr().out
+    assert "--data" in shown
+    assert "size_right" in shown
+    assert "--form" not in shown
+    # The training data is not asked for.
+    given = arrays("sets", targets=None, mask=None, input_mask=np.arange(5) < 3 * np.ones((NUM, 1)))
+    np.savez("new.npz", **given)
+    (tmp_path / "data.npz").unlink()
+    predict = ["predict", "--run", "../run", "--data", "new.npz", "--out"]
+    assert cli.main([*predict, "found.npz"]) == 0
+    found = np.load("found.npz")
+    assert found["sets"].shape == (NUM, 3, 2)
+    np.testing.assert_array_equal(found["mask"], found["presence"] > 0.5)
+    assert found["names"].tolist() == ["feature0", "feature1"]
+    # What is masked is not looked at.
+    given["inputs"] = np.where(given["input_mask"][..., None], given["inputs"], 1e9)
+    np.savez("new.npz", **given)
+    assert cli.main([*predict, "again.npz"]) == 0
+    np.testing.assert_array_equal(found["sets"], np.load("again.npz")["sets"])
+    assert cli.main([*predict, "again.npz"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.main(["export", "--run", "../run", "--weights", "model.safetensors"]) == 0
+    predict[1:3] = ["--weights", "model.safetensors"]
+    assert cli.main([*predict, "weights.npz"]) == 0
+    np.testing.assert_array_equal(found["sets"], np.load("weights.npz")["sets"])
+    assert b"data.npz" in (tmp_path / "elsewhere" / "model.safetensors").read_bytes()
+    assert str(tmp_path).encode() not in (tmp_path / "elsewhere/model.safetensors").read_bytes()
+
+
+def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", "--data", "x.npz", "--out", "y.npz"]) == 2
+    assert "--run: expected a run folder of msdspn train sets" in capsys.readouterr().err
+    assert cli.main(["train", "sets"]) == 2
+    assert "--data: expected an .npz file, a folder of .npy files or a" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
+def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", **arrays(kind))
+    argv = ["train", "sets", "--data", "data.npz", "--run-dir", "run", "--encoder-width", "2"]
+    assert cli.main([*argv, *SMALL]) == 0
+    assert cli.main(["predict", "--run", "run", "--data", "data.npz", "--out", "found.npz"]) == 0
+    assert cli.main(["export", "--run", "run", "--out", "model.zip", "--platforms", "cpu"]) == 0
+    with zipfile.ZipFile("model.zip") as archive:
+        archive.extract("predict.py")
+    code = "import sys; sys.modules['msdspn_jax'] = None; sys.argv = sys.argv[1:]; import runpy; "
+    code += "runpy.run_path(sys.argv[0])"
+    subprocess.run(
+        [sys.executable, "-c", code, "predict.py", "model.zip", "data.npz", "own.npz"],
+        check=True, env=environment(),
+    )  # fmt: skip
+    found, own = np.load("found.npz"), np.load("own.npz")
+    for name in ("sets", "presence", "mask"):
+        np.testing.assert_allclose(own[name], found[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--loss", "chamfer", "--model", "dspn"]])
+def test_sets_of_varying_size_are_learned(flags, tmp_path, monkeypatch):
+    """The elements of a set are multiples of a vector; how many, says its first entry."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(2000, 3)).astype(np.float32)
+    targets = 50 + 10 * inputs[:, None] * np.array([1, 2, 3])[:, None]
+    mask = np.arange(3) < 2 + (inputs[:, :1] > 0)
+    np.savez("data.npz", inputs=inputs, targets=targets, mask=mask)
+    argv = ["train", "sets", "--data", "data.npz", "--run-dir", "run", "--hidden-dim", "64"]
+    argv += ["--latent-dim", "64", "--steps", "500", "--inner.num-steps", "10", "--no-progress"]
+    assert cli.main([*argv, *flags]) == 0
+    assert cli.main(["predict", "--run", "run", "--data", "data.npz", "--out", "found.npz"]) == 0
+    found = np.load("found.npz")
+    assert (found["mask"].sum(1) == mask.sum(1)).mean() > 0.8
+    # The sum over the elements, of sets of the right size, which no order changes.
+    right = found["mask"].sum(1) == mask.sum(1)
+    of_found = (found["sets"] * found["mask"][..., None]).sum(1)[right]
+    of_data = (targets * mask[..., None]).sum(1)[right]
+    spread = of_data.std()
+    assert np.abs(of_found - of_data).mean() < 0.3 * spread
