@@ -27,7 +27,7 @@ def modules(monkeypatch):
 
 @pytest.fixture
 def one_day(modules, tmp_path):
-    options = argparse.Namespace(results=tmp_path, rehearse=True, only=None, minutes=10)
+    options = argparse.Namespace(results=tmp_path, rehearse=False, only=None, minutes=10)
     return modules[0].Day(options)
 
 
@@ -62,7 +62,7 @@ def test_a_torn_line_is_left_out(modules, tmp_path):
 def test_limits(one_day, modules, monkeypatch):
     day, _ = modules
     monkeypatch.setattr(day, "LIMIT", 1)
-    monkeypatch.setattr(day, "LIMITS", {"train": 1})
+    monkeypatch.setattr(day, "LIMITS", {"train": 5})
     monkeypatch.setattr(day, "LEAST", 0.1)
     assert run(one_day, "slow", "import time; time.sleep(60)") == "timeout"
     # A training is told to save, and says how far it came.
