@@ -31,7 +31,7 @@ BATCH, IMAGES, STEPS, SIZE = 4, 19, 20, 64
 FLAGS = f"""--data folder --images-on host --size {SIZE} --batch-size {BATCH} --steps {STEPS}
     --val-size 5 --test-size 7 --encoder-width 2 --latent-dim 4 --hidden-dim 4
     --learning-rate 1e-4 --inner.num-steps 2 --inner.late-num-steps 3 --checkpoint-every 2
-    --keep-checkpoints 30 --log-every 1 --heartbeat-timeout 10 --no-tensorboard --no-progress
+    --keep-checkpoints 30 --log-every 1 --heartbeat-timeout 200 --no-tensorboard --no-progress
     --no-compilation-cache""".split()
 
 
@@ -97,7 +97,7 @@ def start(folder: Path, images: Path, number: int, *, delay: float = 0) -> list[
 def finish(processes: list[subprocess.Popen]) -> None:
     try:
         for process in processes:
-            out, err = process.communicate(timeout=900)
+            out, err = process.communicate(timeout=1800)
             assert process.returncode == 0, (out + err)[-3000:]
     finally:
         for process in processes:
@@ -141,10 +141,10 @@ def test_killed_and_resumed_with_another_number_of_processes(tmp_path, images, a
     processes = start(folder, images, first, delay=0.2)
     saved = Checkpoints(folder / "checkpoints", read_only=True)
     try:
-        wait_for(lambda: saved.steps()[-1:] >= [4], processes[0], "step 4", seconds=900)
+        wait_for(lambda: saved.steps()[-1:] >= [4], processes[0], "step 4", seconds=1800)
         processes[-1].send_signal(signal.SIGKILL)
         for process in processes[:-1]:
-            _, err = process.communicate(timeout=300)
+            _, err = process.communicate(timeout=600)
             assert process.returncode == 2, err[-3000:]
             assert "another process is gone" in err
     finally:
