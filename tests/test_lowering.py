@@ -44,7 +44,7 @@ WAYS = ("one device", "shard_map")
 
 # Functions that only a CPU's program may come from.
 CPU_ONLY = ("_ranks_by_keys", "_sortable", "computed_once", "by_columns", "_threshold_on_cpu")
-# What an export of ours may call: checks of a symbolic batch, and the dense solve of `exact`.
+# The dense solves of `exact` and `anderson`. Beside them only checks of a batch's size are called.
 SOLVES = {
     "cuda": {"cusolver_getrf_ffi", "cu_lu_pivots_to_permutation"},
     "rocm": {"hipsolver_getrf_ffi", "hip_lu_pivots_to_permutation"},
@@ -256,11 +256,13 @@ def rows() -> dict[str, Row]:
         add(f"random sets {model}, forward", sets_forward, **settings)
     add("digits idspn, training", training, "digits", **TINY, inner=INNER)
     for name in test_composition.OPTIONS:
-        dense = name in ("exact", "simplex, exact")
+        dense = name in ("exact", "simplex, exact", "anderson")
         add(f"minimise: {name}", option, name, calls=SOLVES if dense else None,
             fast=one if name in ("identity", "exact") else ())  # fmt: skip
-    for method in ("auto", "device", "optax"):
+    for method in ("auto", "device"):
         add(f"matching: {method}", matching_of, method, fast=one if method == "auto" else ())
+    make = functools.partial(matching_of, "optax", "one device")
+    found["matching: optax | one device"] = Row(make)
     for method, n in (("auto", 20), ("auto", 300), ("compare", 80), ("sort", 20)):
         make = functools.partial(ranks_of, method, n)
         found[f"ranks: {method}, n = {n}"] = Row(make, method == "auto")
@@ -359,6 +361,11 @@ def test_host_matching_is_refused_in_words():
         contents(matching_of("host", "one device"), "cuda")
 
 
+def test_optax_matching_under_shard_map_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"method: expected 'device' under jax\.shard_map"):
+        contents(matching_of("optax", "shard_map"), "cuda")
+
+
 def test_pmap_is_refused_by_export():
     """`jax.export` takes results of `jax.jit` alone; pmap, moreover, needs devices that exist."""
     with pytest.raises(ValueError, match="must be the result of `jit`"):
@@ -391,6 +398,7 @@ FOOTER = """
 | what | by whom, in which words |
 |---|---|
 | `assign(..., method="host")` under `jit` | the library: "{host}" |
+| `assign(..., method="optax")` under `shard_map` | the library: "{optax}" |
 | `jax.pmap` | `jax.export`: "{pmap}" |
 
 `pmap` also needs as many devices as it maps over, where `shard_map` takes an abstract mesh. So
@@ -433,7 +441,8 @@ def page() -> str:
         print(lines[-1], file=sys.stderr, flush=True)
     host = words_of(lambda: contents(matching_of("host", "one device"), "cuda"))
     pmap = words_of(lambda: export.export(jax.pmap(lambda x: x), platforms=("cuda",))(array(1, 3)))
-    return "\n".join(lines) + "\n" + FOOTER.format(host=host, pmap=pmap)
+    optax = words_of(lambda: contents(matching_of("optax", "shard_map"), "cuda"))
+    return "\n".join(lines) + "\n" + FOOTER.format(host=host, optax=optax, pmap=pmap)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._varying import varying_axes
 from msdspn_jax.matching import optax_solver
 from msdspn_jax.matching.augmenting_paths import UNMATCHED, shortest_augmenting_paths
 
@@ -70,8 +71,9 @@ def assign(
             ``[*batch, m]``, or one array for both where ``n == m``. Other costs may be anything.
         method: ``"device"``: shortest augmenting paths, the whole batch in lock-step, on any
             backend. ``"auto"``: the same. ``"optax"``: ``optax.assignment.hungarian_algorithm``
-            mapped over the batch (no mask). ``"host"``: SciPy in float64, for concrete arrays only;
-            takes whole numbers up to 2⁵³, and on a CPU is often faster for sets of more than 16.
+            mapped over the batch (no mask; under ``jax.shard_map`` only with ``check_vma=False``).
+            ``"host"``: SciPy in float64, for concrete arrays only; takes whole numbers up to 2⁵³,
+            and on a CPU is often faster for sets of more than 16.
 
     Returns:
         int32 column indices in row order. ``UNMATCHED`` (-1) for a row left over. Under ``jit``,
@@ -111,6 +113,11 @@ def assign(
         return jnp.asarray(assignment.reshape(*batch, n))
     if method == "optax" and masks is not None:
         raise ValueError("mask: expected None with method='optax', got one; use method='device'")
+    if method == "optax" and varying_axes(cost):
+        raise ValueError(
+            "method: expected 'device' under jax.shard_map, got 'optax', whose loops do not pass "
+            "its checks (check_vma=False turns them off)"
+        )
 
     floats = _as_floats(cost)
     if concrete:
