@@ -244,12 +244,14 @@ def rows() -> dict[str, Row]:
     add("CLEVR idspn in bfloat16, training", training, "clevr", **half)
     twice = CLEVR | {"inner": INNER, "replicates": 2}
     add("CLEVR idspn, two replicates, training", training, "clevr", **twice)
-    numbering = ("idspn", "dspn", "deep-sets", "transformer", "bilstm")
-    for model in numbering:
+    for model in ("idspn", "dspn"):
         settings = NUMBERING | {"model": model, "inner": INNER}
         fast = one if model == "idspn" else ()
         add(f"numbering {model}, training", training, "numbering", fast=fast, **settings)
         add(f"numbering {model}, forward", numbering_forward, **settings)
+    for model in ("deep-sets", "transformer", "bilstm"):
+        make = functools.partial(training, "numbering", "one device", model=model, **NUMBERING)
+        found[f"numbering {model}, training | one device"] = Row(make)
     for model in ("idspn", "dspn"):
         settings = SETS | {"model": model, "inner": INNER}
         add(f"random sets {model}, training", training, "random-sets", **settings)
@@ -269,8 +271,10 @@ def rows() -> dict[str, Row]:
     for loss in (ms.hungarian_loss, ms.chamfer_loss):
         make = functools.partial(loss_of, loss)
         found[f"{loss.__name__}, gradient"] = Row(make, loss is ms.chamfer_loss)
-    for quality in ("fast", "default", "high"):
-        add(f"renderer: {quality}", renderer, quality)
+    add("renderer: fast", renderer, "fast")
+    for quality in ("default", "high"):
+        make = functools.partial(renderer, quality, "one device")
+        found[f"renderer: {quality} | one device"] = Row(make)
     return found
 
 
