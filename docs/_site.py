@@ -26,6 +26,7 @@ PAGES = {
     "docs/set_loss.md": "set_loss.md",
     "docs/adjoints.md": "adjoints.md",
     "docs/training.md": "training.md",
+    "docs/lowering.md": "lowering.md",
     "experiments/clevr/RENDERER.md": "experiments/renderer.md",
 } | {
     f"experiments/{name}/README.md": f"experiments/{name}.md"

@@ -4,8 +4,6 @@ The folder is named by MSDSPN_GOLDEN (default: tests/golden). A file or a group 
 there and not checked here is a failure.
 """
 
-import math
-
 import chex
 import golden_files
 import jax
@@ -29,56 +27,13 @@ def _float64():
         yield
 
 
-def to_flax(tree: dict, *, relational: bool) -> dict:
-    first = ("pair_kernel", "pair_bias") if relational else None
-    hidden = {"kernel": tree["hidden_kernel"], "bias": tree["hidden_bias"]}
-    params = {"output": {"kernel": tree["output_kernel"], "bias": tree["output_bias"]}}
-    params |= dict(zip(first, hidden.values(), strict=True)) if first else {"hidden": hidden}
-    if "pool_weight" in tree:
-        params["pool_weight"] = tree["pool_weight"]
-    return jax.tree.map(jnp.asarray, params)
-
-
-def build(config: dict):
-    pool, relational = config["pool"], config["pool"] == "pairwise_fspool"
-    learned = config["learned_initial_set"]
-    return ms.SetPredictor(
-        encoder=ms.SetEncoder(config["hidden_dim"], config["latent_dim"], config["set_size"]),
-        decoder=ms.SetDecoder(
-            config["set_size"],
-            config["set_dim"],
-            config["hidden_dim"],
-            inner=ms.Inner(
-                num_steps=config["num_steps"],
-                step_size=config["learning_rate"],
-                momentum=config["momentum"],
-                max_grad_norm=config["max_grad_norm"] or math.inf,
-                adjoint={"identity": ms.identity, "unrolled": ms.unrolled}[config["backward"]](),
-                proximity=0.1 if learned else 0.0,
-                pool="relation" if relational else pool,
-                projection=config["projection"] or "none",
-            ),
-            initial_set="learned" if learned else "random",
-        ),
-        condition_on_inputs="concatenated" in config["energy"],
-    ), relational
-
-
-def variables(tree: dict, relational: bool) -> dict:
-    decoder = {"energy_encoder": to_flax(tree["energy_encoder"], relational=relational)}
-    if "initial_set" in tree:
-        decoder["initial_set"] = jnp.asarray(tree["initial_set"])
-    encoder = to_flax(tree["input_encoder"], relational=False)
-    return {"params": {"encoder": encoder, "decoder": decoder}}
-
-
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_model(name):
     arrays = golden_files.load(name)
     config = golden_files.config(arrays)
-    model, relational = build(config)
-    params = variables(golden_files.nested(arrays, "param/"), relational)
-    expected_grads = variables(golden_files.nested(arrays, "grad/"), relational)
+    model, relational = golden_files.build(config)
+    params = golden_files.variables(golden_files.nested(arrays, "param/"), relational)
+    expected_grads = golden_files.variables(golden_files.nested(arrays, "grad/"), relational)
     options = (
         {"initial_sets": jnp.asarray(arrays["initial_set"])} if "initial_set" in arrays else {}
     )

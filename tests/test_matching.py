@@ -1,7 +1,6 @@
 """The optimum's cost equals SciPy's, whatever the cost looks like; failures are loud."""
 
 import doctest
-import functools
 
 import chex
 import jax
@@ -13,23 +12,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 import msdspn_jax as ms
-from msdspn_jax.matching import INVALID, UNMATCHED, assign, assignment, kernel, matched_cost
+from msdspn_jax.matching import INVALID, UNMATCHED, assign, assignment, matched_cost
 
-METHODS = ("device", "pallas", "optax", "host")
-OURS = ("device", "pallas")
-
-
-NOT_INTERPRETED = kernel.by_platform
+METHODS = ("device", "optax", "host")
 LARGEST = np.finfo(np.float32).max
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreted():
-    """Here method="pallas" interprets the kernel, where it would leave the work to "device"."""
-    interpreted = functools.partial(kernel.shortest_augmenting_paths, interpret=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "by_platform", interpreted)
-        yield
 
 
 def random_cost(seed, shape, kind):
@@ -90,14 +76,13 @@ def test_optimal(method, kind, shape):
     st.sampled_from([(7, 6, 6), (7, 4, 6), (7, 6, 4)]),
     st.sampled_from(["uniform", "tied", "negative", "rank-one", "zero"]),
     st.booleans(),
-    st.sampled_from(OURS),
 )
-def test_ours_equals_scipy(seed, shape, kind, masked, method):
+def test_ours_equals_scipy(seed, shape, kind, masked):
     cost = random_cost(seed, shape, kind)
     rng = np.random.default_rng(seed + 1)
     rows, columns = (rng.random((shape[0], size)) < 0.6 for size in shape[1:])
     mask = (rows, columns) if masked else None
-    assignment = assign(cost, mask=mask, method=method)
+    assignment = assign(cost, mask=mask)
     check(cost, assignment, *(mask or ()))
 
 
@@ -110,7 +95,7 @@ def test_rows_come_in_order(method):
     np.testing.assert_array_equal(assign(cost, method=method), best)
 
 
-@pytest.mark.parametrize("method", [*OURS, "host"])
+@pytest.mark.parametrize("method", ["device", "host"])
 def test_long_paths(method):
     """The classical worst case: every new row pushes all earlier ones along."""
     n = 12
@@ -119,7 +104,7 @@ def test_long_paths(method):
     np.testing.assert_array_equal(assignment[0], np.arange(n)[::-1])
 
 
-@pytest.mark.parametrize("method", [*OURS, "host"])
+@pytest.mark.parametrize("method", ["device", "host"])
 @pytest.mark.parametrize("shape", [(7, 6, 6), (7, 4, 6)])
 def test_mask(method, shape):
     cost = random_cost(3, shape, "uniform")
@@ -150,7 +135,7 @@ def test_cost_that_is_not_finite_is_reported(method, value):
         assign(cost, method=method)
 
 
-@pytest.mark.parametrize("method", [*OURS, "optax"])
+@pytest.mark.parametrize("method", ["device", "optax"])
 def test_cost_that_is_not_finite_under_jit(method):
     cost = random_cost(6, (3, 6, 6), "uniform")
     sound = assign(cost, method=method)
@@ -172,60 +157,24 @@ def test_matched_cost_and_its_gradient():
     np.testing.assert_array_equal(gradient, jax.nn.one_hot(assignment, 5))
 
 
-@pytest.mark.parametrize("method", OURS)
-def test_shapes_and_transformations(method):
+def test_shapes_and_transformations():
     cost = random_cost(8, (2, 3, 4, 4), "uniform")
-    batched = assign(cost, method=method)
+    batched = assign(cost)
     chex.assert_shape(batched, (2, 3, 4))
     np.testing.assert_array_equal(assign(cost[1, 2]), batched[1, 2])
-    mapped = jax.jit(jax.vmap(lambda cost: assign(cost, method=method)))(cost)
+    mapped = jax.jit(jax.vmap(lambda cost: assign(cost)))(cost)
     np.testing.assert_array_equal(mapped, batched)
-    chex.assert_shape(assign(np.zeros((0, 4, 4)), method=method), (0, 4))
-    chex.assert_shape(assign(np.zeros((2, 0, 4)), method=method), (2, 0))
+    chex.assert_shape(assign(np.zeros((0, 4, 4))), (0, 4))
+    chex.assert_shape(assign(np.zeros((2, 0, 4))), (2, 0))
 
 
-@pytest.mark.parametrize("method", OURS)
-def test_precisions(method):
+def test_precisions():
     cost = random_cost(9, (4, 5, 5), "uniform")
-    low = assign(jnp.asarray(cost, jnp.bfloat16), method=method)
+    low = assign(jnp.asarray(cost, jnp.bfloat16))
     check(np.asarray(jnp.asarray(cost, jnp.bfloat16), np.float32), low)
-    check(cost * np.float32(1e37), assign(cost * np.float32(1e37), method=method))
+    check(cost * np.float32(1e37), assign(cost * np.float32(1e37)))
     with jax.enable_x64():
-        check(cost.astype(np.float64), assign(cost.astype(np.float64), method=method))
-
-
-def lowered(function, cost, platform):
-    """The program for a platform that need not be here."""
-    kind = {"cuda": "NVIDIA H100", "rocm": "gfx942", "cpu": "cpu"}[platform]
-    mesh = jax.sharding.AbstractMesh(
-        (1,),
-        ("sets",),
-        (jax.sharding.AxisType.Explicit,),
-        abstract_device=jax.sharding.AbstractDevice(kind, None, platform),
-    )
-    with jax.sharding.use_abstract_mesh(mesh):
-        return function.trace(cost).lower(lowering_platforms=(platform,)).as_text()
-
-
-@pytest.mark.parametrize("shape", [(3, 10, 10), (3, 64, 64), (3, 5, 100)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("platform", ["cuda", "rocm"])
-def test_kernel_lowers_for_gpus(shape, dtype, platform):
-    """As far as one can go without a GPU: Pallas accepts the kernel for Triton."""
-    with jax.enable_x64(dtype == "float64"):
-        solve = jax.jit(kernel.shortest_augmenting_paths)
-        program = lowered(solve, jax.ShapeDtypeStruct(shape, dtype), platform)
-    assert program.count("triton") == 1
-    assert "stablehlo.while" not in program
-
-
-def test_kernel_is_chosen_when_the_program_is_lowered(monkeypatch):
-    monkeypatch.setattr(kernel, "by_platform", NOT_INTERPRETED)
-    cost = random_cost(11, (3, 6, 6), "uniform")
-    solve = jax.jit(functools.partial(assign, method="pallas"))
-    for platform, uses_it in (("cuda", True), ("cpu", False)):
-        assert ("triton" in lowered(solve, jnp.asarray(cost), platform)) == uses_it
-    np.testing.assert_array_equal(solve(cost), assign(cost, method="device"))
+        check(cost.astype(np.float64), assign(cost.astype(np.float64)))
 
 
 @pytest.mark.parametrize("kind", ["uniform", "tied", "zero"])
@@ -290,11 +239,10 @@ def check_bound(cost, assignment):
     st.integers(0, 2**31),
     st.sampled_from([(7, 6, 6), (7, 4, 6), (7, 6, 4)]),
     st.sampled_from(WIDE),
-    st.sampled_from(OURS),
 )
-def test_whole_range(seed, shape, kind, method):
+def test_whole_range(seed, shape, kind):
     cost = wide_cost(seed, shape, kind)
-    check_bound(cost, assign(cost, method=method))
+    check_bound(cost, assign(cost))
 
 
 @pytest.mark.slow
@@ -381,7 +329,7 @@ def test_nothing_to_match(method, shape):
     chex.assert_trees_all_equal(matched_cost(jnp.zeros(shape), result), jnp.zeros(shape[:-2]))
 
 
-@pytest.mark.parametrize("method", [*OURS, "host"])
+@pytest.mark.parametrize("method", ["device", "host"])
 def test_masks_of_an_empty_batch(method):
     mask = (np.ones((0, 4), bool), np.ones((0, 5), bool))
     chex.assert_shape(assign(np.zeros((0, 4, 5)), mask=mask, method=method), (0, 4))

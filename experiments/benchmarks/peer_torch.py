@@ -1,8 +1,11 @@
 """The same layer in plain PyTorch, and with TorchDEQ; written from the equations.
 
 Run by compare.py, with an interpreter that has torch (and torchdeq): reads "forward" or "step"
-lines,
-answers with wall-clock and processor seconds. Imports nothing of msdspn_jax.
+lines, answers with wall-clock and processor seconds. Imports nothing of msdspn_jax. Runs on a GPU
+where torch finds one; "tensorfloat32" as the last argument allows its products in tf32.
+
+"torch-compiled" is the same through torch.compile. As that cannot go backward through
+torch.autograd.grad, the inner gradient is torch.func.grad's there.
 """
 
 import json
@@ -40,8 +43,9 @@ def encode(params, sets):
 
 
 class Layer:
-    def __init__(self, case, use_torchdeq=False):
+    def __init__(self, case, use_torchdeq=False, compiled=False):
         torch.manual_seed(0)
+        self.compiled = compiled
         self.case = case
         n, d, width, classes = (case[k] for k in ("n", "d", "width", "classes"))
         self.input_encoder = encoder(classes or d, width, n)
@@ -66,12 +70,18 @@ class Layer:
                 grad=1,
             )
 
-    def gradient(self, sets, latent, start, create_graph):
+    def energy(self, sets, latent, start):
         joined = torch.cat([sets, self.inputs], -1) if self.case["classes"] else sets
         residual = encode(self.energy_encoder, joined) - latent
         energy = 0.5 * residual.square().mean(-1).sum()
         if self.initial is not None:
             energy = energy + 0.05 * (sets - start).square().mean((1, 2)).sum()
+        return energy
+
+    def gradient(self, sets, latent, start, create_graph):
+        if self.compiled:
+            return torch.func.grad(self.energy)(sets, latent, start)
+        energy = self.energy(sets, latent, start)
         return torch.autograd.grad(energy, sets, create_graph=create_graph)[0]
 
     def project(self, sets):
@@ -100,7 +110,8 @@ class Layer:
         last = sets
         for _ in range(case["num_steps"]):
             last = sets
-            grads = self.gradient(sets.detach().requires_grad_(), fixed, start.detach(), False)
+            point = sets.detach() if self.compiled else sets.detach().requires_grad_()
+            grads = self.gradient(point, fixed, start.detach(), False)
             if case["max_grad_norm"]:
                 norm = grads.flatten(1).norm(dim=1)[:, None, None]
                 grads = grads * torch.clamp(case["max_grad_norm"] / (norm + 1e-6), max=1)
@@ -108,26 +119,39 @@ class Layer:
             sets = self.project(sets - grads - case["momentum"] * momentum)
         if not differentiable:
             return sets
-        point = last.detach().requires_grad_()
+        point = last.detach() if self.compiled else last.detach().requires_grad_()
         step = self.project(point - self.gradient(point, latent, start, True))
         return sets + step - step.detach()
+
+    def value(self):
+        return (self.forward(True) * self.cotangent).sum()
 
     def step(self):
         parts = [self.input_encoder, self.energy_encoder]
         params = [x for p in parts for x in (*p["hidden"], *p["output"], p["pool"])]
         params += [] if self.initial is None else [self.initial]
-        value = (self.forward(True) * self.cotangent).sum()
-        return torch.autograd.grad(value, params, allow_unused=self.deq is not None)
+        return torch.autograd.grad(self.value(), params, allow_unused=self.deq is not None)
 
 
 def main():
-    peer, case = sys.argv[1], json.loads(sys.argv[2])
-    layer = Layer(case, use_torchdeq=peer == "torchdeq")
-    print(json.dumps({"ready": peer, "version": torch.__version__}), flush=True)
+    peer, case, precision = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.set_default_device("cuda")
+    if precision == ["tensorfloat32"]:
+        torch.set_float32_matmul_precision("high")
+    compiled = peer == "torch-compiled"
+    layer = Layer(case, use_torchdeq=peer == "torchdeq", compiled=compiled)
+    if compiled:
+        # The backward pass of a compiled forward is compiled as well.
+        layer.forward, layer.value = torch.compile(layer.forward), torch.compile(layer.value)
+    print(json.dumps({"ready": peer, "version": torch.__version__, "gpu": on_gpu}), flush=True)
     for line in sys.stdin:
         run = layer.forward if line.strip() == "forward" else layer.step
         cpu, wall = time.process_time(), time.perf_counter()
         run()
+        if on_gpu:
+            torch.cuda.synchronize()
         print(
             json.dumps([time.perf_counter() - wall, time.process_time() - cpu]),
             flush=True,

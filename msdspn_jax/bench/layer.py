@@ -211,8 +211,6 @@ def bench_matching(name: str, repeat: int = 5, *, batch: int = 128) -> dict[str,
     for kind in kinds:
         cost = jnp.asarray(matching_costs(kind, batch, n))
         methods: list[matching.Method] = ["device", "optax"]
-        if jax.default_backend() == "gpu":
-            methods.append("pallas")
         for method in methods:
             solve, _ = _compile(functools.partial(matching.assign, method=method), cost)
             runs[f"{kind}/{method}"] = lambda solve=solve, cost=cost: solve(cost)

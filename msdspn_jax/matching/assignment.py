@@ -26,14 +26,15 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._varying import varying_axes
 from msdspn_jax.matching import optax_solver
-from msdspn_jax.matching.augmenting_paths import UNMATCHED, Paths, shortest_augmenting_paths
+from msdspn_jax.matching.augmenting_paths import UNMATCHED, shortest_augmenting_paths
 
 INVALID = int(np.iinfo(np.int32).min)
 """The assignment of every row of a set whose cost is not finite, under ``jit``. The value is far
 out of range on purpose: ``jnp.take_along_axis`` with it gives NaN, not somebody else's element."""
 
-Method = Literal["auto", "device", "pallas", "optax", "host"]
+Method = Literal["auto", "device", "optax", "host"]
 Mask = Bool[AnyArray, "*batch n"] | tuple[Bool[AnyArray, "*batch n"], Bool[AnyArray, "*batch m"]]
 
 
@@ -69,9 +70,8 @@ def assign(
         mask: which rows and columns take part: a pair of boolean arrays ``[*batch, n]`` and
             ``[*batch, m]``, or one array for both where ``n == m``. Other costs may be anything.
         method: ``"device"``: shortest augmenting paths, the whole batch in lock-step, on any
-            backend. ``"auto"``: the same. ``"pallas"``: the same algorithm as one kernel, with one
-            set a program, on an NVIDIA or AMD GPU (not yet run on one); elsewhere ``"device"``.
-            ``"optax"``: ``optax.assignment.hungarian_algorithm`` mapped over the batch (no mask).
+            backend. ``"auto"``: the same. ``"optax"``: ``optax.assignment.hungarian_algorithm``
+            mapped over the batch (no mask; under ``jax.shard_map`` only with ``check_vma=False``).
             ``"host"``: SciPy in float64, for concrete arrays only; takes whole numbers up to 2⁵³,
             and on a CPU is often faster for sets of more than 16.
 
@@ -113,6 +113,11 @@ def assign(
         return jnp.asarray(assignment.reshape(*batch, n))
     if method == "optax" and masks is not None:
         raise ValueError("mask: expected None with method='optax', got one; use method='device'")
+    if method == "optax" and varying_axes(cost):
+        raise ValueError(
+            "method: expected 'device' under jax.shard_map, got 'optax', whose loops do not pass "
+            "its checks (check_vma=False turns them off)"
+        )
 
     floats = _as_floats(cost)
     if concrete:
@@ -126,13 +131,7 @@ def assign(
     if method == "optax":
         assignment = _assign_with_optax(flat)
     else:
-        paths = shortest_augmenting_paths
-        if method == "pallas":
-            # Imported here: Pallas takes a quarter of a second to import, and few need it.
-            from msdspn_jax.matching import kernel
-
-            paths = kernel.by_platform
-        assignment = _assign_on_device(flat, rows, columns, paths)
+        assignment = _assign_on_device(flat, rows, columns)
     return jnp.reshape(assignment, (*batch, n))
 
 
@@ -160,21 +159,20 @@ def matched_cost(
 # --- on device ---
 
 
-@functools.partial(jax.jit, inline=True, static_argnames="paths")
+@functools.partial(jax.jit, inline=True)
 def _assign_on_device(
     cost: Float[Array, "batch n m"],
     row_mask: Bool[Array, "batch n"] | None,
     column_mask: Bool[Array, "batch m"] | None,
-    paths: Paths,
 ) -> Int[Array, "batch n"]:
     batch, n, m = cost.shape
     if row_mask is None and column_mask is None:
         valid = jnp.all(jnp.isfinite(cost), axis=(1, 2))
         cost = _conditioned(jnp.where(valid[:, None, None], cost, 0))
         if n <= m:
-            assignment = _rows_of(paths(cost), n)
+            assignment = _rows_of(shortest_augmenting_paths(cost), n)
         else:
-            assignment = paths(jnp.swapaxes(cost, 1, 2))
+            assignment = shortest_augmenting_paths(jnp.swapaxes(cost, 1, 2))
         return jnp.where(valid[:, None], assignment, INVALID)
 
     rows = jnp.ones((batch, n), bool) if row_mask is None else row_mask
@@ -194,7 +192,7 @@ def _assign_on_device(
         jnp.where(flip[:, None], columns, rows),
         jnp.where(flip[:, None], rows, columns),
     )
-    row_of = paths(cost, rows, columns)
+    row_of = shortest_augmenting_paths(cost, rows, columns)
     assignment = jnp.where(flip[:, None], row_of, _rows_of(row_of, side))[:, :n]
     return jnp.where(valid[:, None], assignment, INVALID)
 

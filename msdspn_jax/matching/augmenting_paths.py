@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 UNMATCHED = -1
 """The assignment of a row that takes no part, or for which there are not enough columns."""
-
-
-@runtime_checkable
-class Paths(Protocol):
-    """A solver where no more rows than columns take part: the row of every column, or -1."""
-
-    def __call__(
-        self,
-        cost: Float[Array, "batch n m"],
-        row_mask: Bool[Array, "batch n"] | None = None,
-        column_mask: Bool[Array, "batch m"] | None = None,
-    ) -> Int[Array, "batch m"]: ...
 
 
 def shortest_augmenting_paths(

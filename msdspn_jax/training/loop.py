@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import signal
@@ -346,6 +347,9 @@ class _Trainer:
             self._save(self._evaluate())
         self.checkpoints.wait()
         if self.leader:
+            if importlib.util.find_spec("matplotlib") is None:
+                self.progress.say("no figures: matplotlib is not installed")
+                return
             from msdspn_jax import plots
 
             self._draw()
