@@ -8,7 +8,6 @@ of native code, talk with the host, and whatever was written for a CPU alone.
 """
 
 import collections
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -96,8 +95,7 @@ def training(name: str, way: str, **settings: Any) -> Program:
     module = tasks.load(name)
     devices = Devices(parallel="none" if way == "one device" else "shard-map")
     config = module.Config(batch_size=BATCH, steps=4, devices=devices, **settings)
-    # What a CPU does step by step, an accelerator does in a loop.
-    task = dataclasses.replace(module.build(config), stepwise=False)
+    task = module.build(config)
     runner = StepRunner(task, config, jax.devices()[:1])
     specs: list = [None, None]
     if way == "shard_map":

@@ -15,7 +15,7 @@ from msdspn_jax.tasks.config import TaskConfig
 from msdspn_jax.tasks.sets.data import Data, Scaling, find_format
 from msdspn_jax.tasks.sets.format import Format
 from msdspn_jax.tasks.sets.source import load
-from msdspn_jax.training.config import Run, RunFlags, require_at_least, require_positive
+from msdspn_jax.training.config import Outer, Run, RunFlags, require_at_least, require_positive
 
 Self = TypeVar("Self", bound="Config")
 
@@ -78,13 +78,10 @@ class Config(TaskConfig):
     """Width of the latent vector."""
     initial_set: Literal["learned", "random"] = "learned"
     """Where the inner minimisation begins: at one learned set, or at random ones."""
-    optimizer: Literal["muon", "adam"] = "muon"
-    """muon: momentum made orthogonal, for matrices and convolutions, Adam for the rest; or adam."""
-    learning_rate: float | None = None
-    """Learning rate, the highest: it rises over the warm-up, then falls as a cosine. Default: 1e-2
-    for muon, 1e-3 for adam."""
-    warmup_steps: int = 100
-    """Steps over which the learning rate rises, a tenth of all at most."""
+    outer: Outer = Outer(  # noqa: RUF009 (a value)
+        optimizer="muon", schedule="cosine", warmup_steps=100
+    )
+    """What changes the parameters, and how fast. Default: Muon, a short warm-up, then a cosine."""
 
     form: Annotated[Format, tyro.conf.Suppress] = Format()  # noqa: RUF009 (a value)
     """Shapes and scaling of the data; found when the run begins."""
@@ -97,7 +94,6 @@ class Config(TaskConfig):
             require_at_least(1, self, "set_size")
         if self.size is not None and (self.size < 64 or self.size % 64):
             raise ValueError(f"size: expected a multiple of 64, got {self.size}")
-        require_at_least(0, self, "warmup_steps")
         if self.initial_set not in INITIAL_SETS:
             raise ValueError(f"initial_set: expected learned or random, got {self.initial_set!r}")
         weights = self.feature_weights
@@ -137,10 +133,6 @@ class Config(TaskConfig):
             return dataclasses.replace(config, form=form)
         except ValueError as error:
             raise UserError(f"{self.data}: {error}") from error
-
-    def published_learning_rate(self) -> float:
-        """See `TrainConfig.published_learning_rate`: found good, as nothing is published."""
-        return 1e-2 if self.optimizer == "muon" else 1e-3
 
     def load(self) -> Data:
         """The data set, as its files have it (`data.Data`)."""

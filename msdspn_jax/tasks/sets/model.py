@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, Key, Num, PyTree
-from optax.contrib import MuonDimensionNumbers
+from jaxtyping import Array, Bool, Float, Key, Num
 
 from msdspn_jax._check import AnyArray
 from msdspn_jax.descent import Minimum
@@ -192,22 +189,3 @@ class Predictor:
 def build_predictor(config: Config) -> Predictor:
     """The model of a configuration."""
     return Predictor(config.completed())
-
-
-def outer_optimizer(config: Config) -> optax.GradientTransformation:
-    """Muon or Adam: a short warm-up, then a cosine down to a hundredth of the rate."""
-    steps = max(config.steps, 2)
-    warmup = min(config.warmup_steps, steps // 10)
-    peak = config.resolved_learning_rate()
-    schedule = optax.warmup_cosine_decay_schedule(
-        peak / (warmup + 1), peak, warmup, steps, end_value=peak / 100
-    )
-    if config.optimizer == "adam":
-        return optax.adam(schedule)
-    return optax.contrib.muon(schedule, consistent_rms=0.2, muon_weight_dimension_numbers=_matrices)
-
-
-def _matrices(params: PyTree) -> PyTree:
-    """Which parameters Muon takes for matrices: by itself it leaves kernels of images to Adam."""
-    numbers = {2: MuonDimensionNumbers(0, 1), 4: MuonDimensionNumbers((0, 1, 2), 3)}
-    return jax.tree.map(lambda x: numbers.get(x.ndim), params)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +15,8 @@ from msdspn_jax.tasks.evaluation import inner_scores
 from msdspn_jax.tasks.sets import scores
 from msdspn_jax.tasks.sets.config import Config
 from msdspn_jax.tasks.sets.data import fitted, split_indices
-from msdspn_jax.tasks.sets.model import MONITOR, build_predictor, outer_optimizer
+from msdspn_jax.tasks.sets.model import MONITOR, build_predictor
+from msdspn_jax.training.outer import outer_optimizer
 from msdspn_jax.training.task import Task, epoch_positions
 
 __all__ = ["MONITOR", "Config", "build", "build_predictor", "outer_optimizer"]
@@ -65,7 +65,6 @@ def build(config: Config) -> Task:
         optimizer=outer_optimizer(config),
         monitor=MONITOR,
         stage=config.stages(),
-        stepwise=form.kind == "images" and jax.default_backend() == "cpu",
         figures=figures,
         describe={"inputs": form.kind, "set_size": form.set_size, "set_dim": form.set_dim},
         **_sampling(config, split_of),
