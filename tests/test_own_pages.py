@@ -86,6 +86,7 @@ def boxes(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_about_tasks_run(boxes, monkeypatch, capsys):
     monkeypatch.chdir(boxes.parent)
     for line in blocks("own_task.md")[1][1].splitlines():
