@@ -91,3 +91,34 @@ def test_memory_of_the_implicit_step_does_not_grow_with_inner_steps():
     # The same measurement sees the growth where there is one.
     few, many = (temp_bytes(implicit.unrolled(), steps) for steps in (5, 80))
     assert many > 5 * few
+
+
+@pytest.mark.parametrize("name", ["64-32", "128-64"])
+def test_operations_of_the_encoder_are_those_of_its_convolutions(name, monkeypatch):
+    from msdspn_jax.bench import encoder
+    from msdspn_jax.models import resnet
+
+    monkeypatch.setattr(resnet, "conv_general_dilated", jax.lax.conv_general_dilated)
+    case = encoder.ENCODER_CASES[name]
+    network = resnet.ResNet(width=case.width, latent_dim=case.latent_dim)
+    images = jax.ShapeDtypeStruct((1, case.size, case.size, 3), jnp.float32)
+    init = lambda x: network.init(jax.random.key(0), x, train=False)  # noqa: E731
+    variables = jax.eval_shape(init, images)
+    program = jax.make_jaxpr(lambda v, x: network.apply(v, x, train=False))(variables, images)
+    counts = [
+        2 * equation.outvars[0].aval.size * equation.invars[1].aval.size
+        / equation.invars[1].aval.shape[-1]
+        for equation in program.eqns
+        if equation.primitive.name == "conv_general_dilated"
+    ]  # fmt: skip
+    assert len(counts) == 21
+    assert case.convolution_flops() == pytest.approx((sum(counts), counts[0]))
+
+
+def test_bench_encoder_adds_up():
+    from msdspn_jax.bench.encoder import bench_encoder
+
+    result = bench_encoder("tiny", repeat=1)
+    assert result["images_per_second"] == pytest.approx(2 / result["training_step_seconds"])
+    share = result["flops"] / result["training_step_seconds"] / result["matmul_flops_per_second"]
+    assert result["matmul_rate_share"] == pytest.approx(share)

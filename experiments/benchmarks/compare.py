@@ -1,4 +1,4 @@
-"""Time the layer cases in this library and its peers, in turn, and write the table.
+"""Time the layer and encoder cases in this library and its peers, in turn, and write the table.
 
     python experiments/benchmarks/compare.py --torch-python PATH/TO/python
 
@@ -20,13 +20,17 @@ from datetime import date
 from pathlib import Path
 
 from msdspn_jax.bench import layer as benchmarks
+from msdspn_jax.bench.encoder import ENCODER_CASES
 
 HERE = Path(__file__).parent
-PEERS = ("ours", "torch", "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
-OTHER_PYTHON = ("torch", "torchdeq", "optimistix")
+PEERS = ("ours", "torch", "torch-compiled", "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
+OTHER_PYTHON = ("torch", "torch-compiled", "torchdeq", "optimistix")
 # jaxopt descends without a projection; on numbering the linear solve of Optimistix fails.
 NOT_FOR_NUMBERING = ("jaxopt", "optimistix")
-CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering")
+ENCODERS = {f"encoder-{name}": case for name, case in ENCODER_CASES.items() if name != "tiny"}
+# The image encoder is compared with PyTorch alone.
+FOR_ENCODERS = ("ours", "torch", "torch-compiled")
+CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering", "cloud", *ENCODERS)
 
 
 def start(peer, case, torch_python):
@@ -49,7 +53,7 @@ def ask(process, what):
 
 
 def measure(name, peers, repeat, torch_python):
-    case = benchmarks.LAYER_CASES[name]
+    case = (benchmarks.LAYER_CASES | ENCODERS)[name]
     processes = {peer: start(peer, case, torch_python) for peer in peers}
     versions, times = {}, {}
     try:
@@ -108,14 +112,18 @@ def main():
     parser.add_argument("--output", type=Path, default=HERE / "results" / "peers.json")
     options = parser.parse_args()
     for name in options.cases.split(","):
-        peers = [
-            p for p in options.peers.split(",") if p not in NOT_FOR_NUMBERING or name != "numbering"
-        ]
+        peers = [peer for peer in options.peers.split(",") if _fits(peer, name)]
         rows = []
         # Written after every round, so that an interrupted comparison keeps what it has.
         for rows in measure(name, peers, options.repeat, options.torch_python):
             keep(rows, options.output)
         print(table(rows), flush=True)
+
+
+def _fits(peer, name):
+    if name in ENCODERS:
+        return peer in FOR_ENCODERS
+    return name != "numbering" or peer not in NOT_FOR_NUMBERING
 
 
 def keep(rows, path):

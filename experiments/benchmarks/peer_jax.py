@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench import layer as benchmarks
+from msdspn_jax.bench.encoder import EncoderCase, build_encoder
 
 
 def encode(params, sets):
@@ -89,8 +91,13 @@ def plain(case, solver):
 
 
 def main():
-    peer, case = sys.argv[1], benchmarks.LayerCase(**json.loads(sys.argv[2]))
-    layer = benchmarks.build_layer(case)
+    keep_freed_memory()  # As the command line does.
+    peer, settings = sys.argv[1], json.loads(sys.argv[2])
+    if "size" in settings:
+        layer = build_encoder(EncoderCase(**settings))
+    else:
+        case = benchmarks.LayerCase(**settings)
+        layer = benchmarks.build_layer(case)
     forward, training_step = layer.forward, layer.training_step
     if peer != "ours":
         forward = plain(case, peer)

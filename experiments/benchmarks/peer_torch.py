@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+from torch import nn
 
 
 def simplex(points):
@@ -133,6 +134,56 @@ class Layer:
         return torch.autograd.grad(self.value(), params, allow_unused=self.deq is not None)
 
 
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch normalisation, and a shortcut."""
+
+    def __init__(self, channels, features, stride):
+        super().__init__()
+
+        def convolution(inputs, size, stride):
+            padding = size // 2
+            layer = nn.Conv2d(inputs, features, size, stride, padding, bias=False)
+            return nn.Sequential(layer, nn.BatchNorm2d(features))
+
+        self.first, self.second = convolution(channels, 3, stride), convolution(features, 3, 1)
+        same = stride == 1 and channels == features
+        self.shortcut = nn.Identity() if same else convolution(channels, 1, stride)
+
+    def forward(self, x):
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+
+
+class Encoder:
+    """ResNet-18 in training mode, channels last, forward and backward to all parameters."""
+
+    def __init__(self, case):
+        torch.manual_seed(0)
+        size, width, batch, latent = (case[k] for k in ("size", "width", "batch", "latent_dim"))
+        layers = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.MaxPool2d(3, 2, 1)]
+        channels = width
+        for stage in range(4):
+            for block in range(2):
+                features = width * 2**stage
+                layers += [Block(channels, features, 2 if stage and not block else 1)]
+                channels = features
+        layers += [nn.Conv2d(channels, latent // (size // 64) ** 2, 2, 2), nn.Flatten()]
+        self.network = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        images = torch.rand(batch, 3, size, size)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.cotangent = torch.randn(batch, latent)
+
+    def forward(self):
+        with torch.no_grad():
+            return self.network(self.images)
+
+    def value(self):
+        return (self.network(self.images) * self.cotangent).sum()
+
+    def step(self):
+        return torch.autograd.grad(self.value(), list(self.network.parameters()))
+
+
 def main():
     peer, case, precision = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3:]
     on_gpu = torch.cuda.is_available()
@@ -141,7 +192,10 @@ def main():
     if precision == ["tensorfloat32"]:
         torch.set_float32_matmul_precision("high")
     compiled = peer == "torch-compiled"
-    layer = Layer(case, use_torchdeq=peer == "torchdeq", compiled=compiled)
+    if "size" in case:
+        layer = Encoder(case)
+    else:
+        layer = Layer(case, use_torchdeq=peer == "torchdeq", compiled=compiled)
     if compiled:
         # The backward pass of a compiled forward is compiled as well.
         layer.forward, layer.value = torch.compile(layer.forward), torch.compile(layer.value)

@@ -16,12 +16,12 @@ from msdspn_jax.errors import UserError
 class Bench:
     """Measure a part of the library on this machine.
 
-    layer: encoder and set decoder (clevr-decoder, random-8x8, random-32x32, numbering, tiny).
-    encoder: the image encoder, side of the images and width (64-32, 64-64, 128-32, 128-64, tiny).
-    matching: optimal assignment of 128 sets (10, 32, 64). render: scenes to images. step: a whole
-    CLEVR training step, image encoder, inner loop, matching and backward, with the share of each
-    (clevr-128 at the published batch of 128, clevr-128-batch-8 for machines without an accelerator,
-    tiny). Beside other libraries: see experiments/benchmarks.
+    layer: encoder and set decoder (clevr-decoder, random-8x8, random-32x32, numbering, cloud,
+    tiny). encoder: the image encoder, side of the images and width (64-32, 64-64, 128-32, 128-64,
+    tiny). matching: optimal assignment of up to 128 sets (10, 32, 64, 256, 512, 1024). render:
+    scenes to images. step: a whole CLEVR training step, image encoder, inner loop, matching and
+    backward, with the share of each (clevr-128 at the published batch of 128, clevr-128-batch-8 for
+    machines without an accelerator, tiny). Beside other libraries: see experiments/benchmarks.
     """
 
     part: Positional[Literal["layer", "encoder", "step", "matching", "render"]]
