@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -115,6 +116,7 @@ def test_operations_of_the_encoder_are_those_of_its_convolutions(name, monkeypat
     assert case.convolution_flops() == pytest.approx((sum(counts), counts[0]))
 
 
+@pytest.mark.slow
 def test_bench_encoder_adds_up():
     from msdspn_jax.bench.encoder import bench_encoder
 
