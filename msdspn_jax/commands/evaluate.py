@@ -60,7 +60,9 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     for split in options.split:
         try:
             results = [
-                run.task.evaluate(variables, split, run_keys(run.config.seed + r).evaluation)
+                run.task.evaluate_at(
+                    run.step, variables, split, run_keys(run.config.seed + r).evaluation
+                )
                 for r, variables in enumerate(run.variables)
             ]
         except (ValueError, OSError) as error:

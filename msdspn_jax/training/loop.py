@@ -299,7 +299,9 @@ class _Trainer:
         self._refit()
         started, first = time.monotonic(), not self.metrics
         results = [
-            self.task.evaluate(variables, "val", run_keys(self.config.seed + r).evaluation)
+            self.task.evaluate_at(
+                self.step, variables, "val", run_keys(self.config.seed + r).evaluation
+            )
             for r, variables in enumerate(self._variables())
         ]
         values = summarise({k: [float(x[k]) for x in results] for k in results[0]})

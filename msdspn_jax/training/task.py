@@ -79,6 +79,8 @@ class Task:
             good.
         stage: ``step -> hashable`` constant over long runs of steps, handed to `loss` as a static
             argument (the number of inner steps). Each value is compiled once.
+        staged_evaluation: if True, `evaluate` is called with ``stage=`` as well: that of the last
+            step.
         data: ``() -> arrays`` that `sample` reads (a data set), called when training begins and
             placed on every device once; if given, `sample` is called as ``sample(key, step,
             slots, data)``. Arrays that `sample` merely closes over become constants of the
@@ -95,14 +97,22 @@ class Task:
     init: Callable[[Key[Array, ""]], Variables]
     sample: Callable[..., Batch]
     loss: LossFn
-    evaluate: Callable[[Variables, str, Key[Array, ""]], dict[str, Any]]
+    evaluate: Callable[..., dict[str, Any]]
     optimizer: optax.GradientTransformation
     monitor: tuple[str, Literal["min", "max"]] = ("loss", "min")
     stage: Callable[[int], Hashable] = _one_stage
+    staged_evaluation: bool = False
     data: Callable[[], PyTree] | None = None
     host_data: bool = False
     figures: Callable[[Variables, Path], None] | None = None
     describe: dict[str, Any] = field(default_factory=dict)
+
+    def evaluate_at(
+        self, step: int, variables: Variables, split: str, key: Key[Array, ""]
+    ) -> dict[str, Any]:
+        """What `evaluate` says after ``step`` steps."""
+        stage = {"stage": self.stage(max(0, step - 1))} if self.staged_evaluation else {}
+        return self.evaluate(variables, split, key, **stage)
 
 
 # Compiled once also where a task calls it outside jit.

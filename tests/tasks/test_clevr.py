@@ -110,6 +110,35 @@ def test_inner_steps_grow_in_the_middle_of_training():
     assert config(model="slot-mlp").stages()(0) is None
 
 
+def test_validation_takes_the_inner_steps_of_training(monkeypatch):
+    asked = []
+
+    def predict_all(predictor, variables, images, objects, key, *, inner_steps):
+        asked.append(inner_steps)
+        return objects, {}
+
+    monkeypatch.setattr(clevr, "predict_all", predict_all)
+    monkeypatch.setattr(clevr, "load_split", lambda *_: (np.zeros(2), np.ones((2, 10, 19))))
+    key = jax.random.key(0)
+    for changes in ({}, {"inner": dataclasses.replace(INNER, eval_num_steps=7)}):
+        task = clevr.build(config(steps=4, **changes))
+        for step in (0, 2, 3, 4):
+            task.evaluate_at(step, {}, "val", key)
+    assert asked == [2, 2, 3, 3, 7, 7, 7, 7]
+
+
+def test_the_weight_of_the_position_leaves_the_scale_of_the_loss():
+    predictors = [clevr.build_predictor(config(position_weight=w)) for w in (1.0, 4.0)]
+    objects = jnp.zeros((1, 10, layout.NUM_FEATURES))
+    distances = {}
+    for name, places in {"all": slice(None), "position": slice(3), "rest": slice(3, None)}.items():
+        found = clevr_model.Prediction(objects.at[..., places].set(1.0), None, None)
+        distances[name] = [float(p.distance(found, objects)[0]) for p in predictors]
+    plain, weighted = zip(*distances.values(), strict=True)
+    assert weighted[0] == pytest.approx(plain[0])
+    assert weighted[1] / weighted[2] == pytest.approx(4 * plain[1] / plain[2])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -76,12 +76,14 @@ class Config(TaskConfig):
     rate_drop: float = 0.9
     """After this share of the steps the learning rate is a tenth (idspn, dspn)."""
 
+    position_weight: float = 1.0
+    """Weight of the position in the loss, beside the other features (slot models: more are the
+    variants *, †)."""
+
     slot_dim: int = 64
     """Width of features and slots of slot-attention and slot-mlp."""
     slot_iterations: int = 3
     """Rounds of attention of slot-attention."""
-    position_weight: float = 1.0
-    """Weight of the position in the loss of slot-attention and slot-mlp (more: variants *, †)."""
     warmup_steps: int = 1_000
     """Steps over which the learning rate of slot-attention and slot-mlp rises."""
 

@@ -120,9 +120,10 @@ class Predictor:
         self, prediction: Prediction, objects: Float[AnyArray, "batch n 19"]
     ) -> Float[Array, " batch"]:
         """What the model is trained to make small, for every image."""
-        if self.config.minimises:
-            return hungarian_loss(prediction.objects, objects)
         weight = self.config.position_weight
+        if self.config.minimises:
+            weights = None if weight == 1 else _feature_weights(weight)
+            return hungarian_loss(prediction.objects, objects, weights=weights)
         return slot_loss(prediction.output, from_clevr_layout(objects), position_weight=weight)
 
     def _apply(self, network: nn.Module, variables, images, keys, options) -> Any:
@@ -134,6 +135,12 @@ class Predictor:
         if self.config.minimises:
             return Prediction(output.sets, output, output)
         return Prediction(to_clevr_layout(output), None, output)
+
+
+def _feature_weights(position: float) -> Float[Array, " 19"]:
+    """Weights whose mean is one, those of the position so many times the others."""
+    weights = jnp.ones(NUM_FEATURES).at[:3].set(position)
+    return weights / jnp.mean(weights)
 
 
 def build_predictor(config: Config) -> Predictor:

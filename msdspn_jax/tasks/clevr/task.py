@@ -37,9 +37,11 @@ def build(config: Config) -> Task:
         inner = {name: jnp.mean(x) for name, x in inner_scores(prediction.minimum).items()}
         return jnp.mean(losses), (inner, state)
 
-    def evaluate(variables, split, key):
+    def evaluate(variables, split, key, *, stage=None):
         images, objects = load_split(config, split)
-        found, inner = predict_all(predictor, variables, images, objects, key)
+        # In the first half of training, those that it is trained with.
+        steps = config.inner.eval_num_steps or stage
+        found, inner = predict_all(predictor, variables, images, objects, key, inner_steps=steps)
         return inner | score(found, objects)
 
     def figures(variables, folder):
@@ -57,6 +59,7 @@ def build(config: Config) -> Task:
         optimizer=outer_optimizer(config),
         monitor=MONITOR,
         stage=config.stages(),
+        staged_evaluation=True,
         figures=figures,
         describe={
             "train_size": training_set,
