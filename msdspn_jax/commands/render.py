@@ -12,6 +12,7 @@ import tyro
 
 from msdspn_jax._files import as_user_error, write_bytes, write_text
 from msdspn_jax._progress import ProgressBar
+from msdspn_jax.clevr.objects import MAX_OBJECTS
 from msdspn_jax.errors import UserError
 
 _BATCH, _SIZE = 16, 128
@@ -33,6 +34,10 @@ class Render:
     """Draw fresh scenes from this seed; scene i does not depend on how many are drawn."""
     num: int | None = None
     """How many fresh scenes; of a scenes file, only the first so many."""
+    min_objects: int = 3
+    """Fewest objects of a fresh scene."""
+    max_objects: int = MAX_OBJECTS
+    """Most objects of a fresh scene."""
     size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Side of the square images, pixels. Default: 128."""
     full: bool = False
@@ -54,6 +59,11 @@ class Render:
             raise UserError("--seed needs --num, the number of scenes")
         if self.num is not None and self.num < 1:
             raise UserError(f"--num: expected at least 1, got {self.num}")
+        if not 1 <= self.min_objects <= self.max_objects <= MAX_OBJECTS:
+            raise UserError(
+                f"--min-objects, --max-objects: expected 1 <= min <= max <= {MAX_OBJECTS}, got"
+                f" {self.min_objects} and {self.max_objects}"
+            )
         if self.full and self.size is not None:
             raise UserError(f"--size: expected none with --full, which is 480x320, got {self.size}")
         if self.size is not None and not 1 <= self.size <= 4096:
@@ -136,9 +146,10 @@ class Render:
         assert self.seed is not None
         width = min(_BATCH, self.num)
         root = jax.random.key(self.seed)
+        objects = (self.min_objects, self.max_objects)
         for start in range(0, self.num, width):
             keys = jax.vmap(jax.random.fold_in, (None, 0))(root, start + jnp.arange(width))
-            scenes = jax.device_get(sample_scenes_from_keys(keys))
+            scenes = jax.device_get(sample_scenes_from_keys(keys, num_objects=objects))
             count = min(width, self.num - start)
             entries = [
                 scene_entry(jax.tree.map(lambda x, i=i: x[i], scenes), start + i, self.split)

@@ -17,9 +17,13 @@ def run(*argv):
 
 def test_fresh_scenes_are_a_clevr_folder_and_render_again(tmp_path, capsys):
     small = ("--size", 16, "--quality", "fast")
-    assert run("--seed", 1, "--num", 2, *small, "--split", "val", "--out", tmp_path / "a") == 0
+    few = ("--min-objects", 1, "--max-objects", 2)
+    assert (
+        run("--seed", 1, "--num", 2, *few, *small, "--split", "val", "--out", tmp_path / "a") == 0
+    )
     folder = ClevrFolder(tmp_path / "a", "val")
     assert len(folder) == 2
+    assert {int((folder[i]["objects"][:, -1] > 0.5).sum()) for i in range(2)} <= {1, 2}
     record = folder[1]
     assert record["image"].shape == (16, 16, 3)
     assert record["file_name"] == "CLEVR_val_000001.png"
@@ -62,6 +66,10 @@ def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
         (("--seed", 1, "--num", 1, "--quality", "best"), "--quality: expected one of fast"),
         (("--seed", 1, "--num", 1, "--split", "a/b"), "--split: expected a plain word"),
         (("--scenes", "missing.json"), "missing.json"),
+        (
+            ("--seed", 1, "--num", 1, "--max-objects", 2),
+            "expected 1 <= min <= max <= 10, got 3 and 2",
+        ),
         (("--seed", 1, "--num", 1, "--full", "--size", 128), "--size: expected none with --full"),
     ],
 )
