@@ -68,7 +68,7 @@ def test_plain_scenes_files_keep_names_and_get_the_mean_camera(tmp_path):
         (("--scenes", "missing.json"), "missing.json"),
         (
             ("--seed", 1, "--num", 1, "--max-objects", 2),
-            "expected 1 <= min <= max <= 10, got 3 and 2",
+            "min <= max <= 10, got 3 and 2",
         ),
         (("--seed", 1, "--num", 1, "--full", "--size", 128), "--size: expected none with --full"),
     ],
