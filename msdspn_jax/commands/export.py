@@ -46,6 +46,8 @@ class Export:
     """The program to write, for example model.zip."""
     weights: OptionalPath = None
     """A safetensors file to write."""
+    half: bool = False
+    """Weights in 16 bits: half the size. They are read as 32 bits."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps of the program. Default: those that the model is evaluated with."""
     threshold: float = 0.5
@@ -64,6 +66,8 @@ class Export:
         targets = [path for path in (self.out, self.weights) if path is not None]
         if not targets:
             raise UserError("give --out FILE for a program, --weights FILE, or both")
+        if self.half and self.weights is None:
+            raise UserError("--half: expected --weights FILE with it, got none")
         if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
             raise UserError(f"--out and --weights name the same file, {self.out}")
         if self.inner_steps is not None and self.inner_steps < 1:
@@ -88,7 +92,12 @@ class Export:
 
         try:
             save_model(
-                path, model.config, model.variables, step=model.step, task_name=model.task_name
+                path,
+                model.config,
+                model.variables,
+                step=model.step,
+                task_name=model.task_name,
+                half=self.half,
             )
         except ValueError as error:
             raise UserError(f"the run cannot be exported: {error}") from error

@@ -119,16 +119,26 @@ def save_model(
     *,
     step: int,
     task_name: str = "clevr",
+    half: bool = False,
 ) -> None:
     """Write a predictor to one file, whole or not at all; the same model gives the same bytes.
 
+    ``half`` rounds float32 weights to 16 bits: half the size, three decimal digits. They are
+    float32 again when they are read.
+
     Raises:
-        ValueError: a weight that is not finite.
+        ValueError: a weight that is not finite, or too large for 16 bits.
         UserError: the file cannot be written.
     """
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(x) for name, x in _by_name(variables).items()}
+    if half:
+        with np.errstate(over="ignore"):
+            arrays = {
+                name: x.astype(np.float16) if x.dtype == np.float32 else x
+                for name, x in arrays.items()
+            }
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
@@ -280,12 +290,13 @@ def _read_array(path: Path, file: Any, name: str, like: Any) -> np.ndarray:
     # The header first: its words for types are safetensors' own, and NumPy lacks some of them.
     header = file.get_slice(name)
     shape, dtype = tuple(header.get_shape()), _DTYPES.get(header.get_dtype(), header.get_dtype())
-    if (shape, dtype) != (like.shape, str(like.dtype)):
+    rounded = dtype == "float16" and like.dtype == np.float32
+    if shape != like.shape or (dtype != str(like.dtype) and not rounded):
         raise UserError(f"{path}: {name}: expected {like.dtype} {like.shape}, got {dtype} {shape}")
     array = file.get_tensor(name)
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {name} holds a NaN or an infinity")
-    return array
+    return array.astype(like.dtype)
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

@@ -220,6 +220,22 @@ def test_what_is_no_file_is_refused(tmp_path):
         weights.load_model(path)
 
 
+def test_weights_of_16_bits_are_half_as_large_and_read_as_32(path, variables, tmp_path):
+    small = tmp_path / "half.safetensors"
+    weights.save_model(small, CONFIG, variables, step=5, half=True)
+    assert small.stat().st_size < 0.7 * path.stat().st_size
+    found = weights.load_model(small).variables
+
+    def check(x, like):
+        assert x.dtype == like.dtype
+        np.testing.assert_allclose(x, like, rtol=1e-3, atol=1e-6)
+
+    jax.tree.map(check, found, variables)
+    large = jax.tree.map(lambda x: x + np.float32(1e5), variables)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        weights.save_model(small, CONFIG, large, step=5, half=True)
+
+
 def test_the_model_in_the_box():
     try:
         path = weights.box_model_path()
