@@ -67,7 +67,7 @@ def other_shape(arrays, record):
 
 def other_type(arrays, record):
     arrays["params/features/conv1/kernel"] = arrays["params/features/conv1/kernel"].astype(
-        np.float16
+        np.float64
     )
 
 
@@ -122,7 +122,7 @@ def with_value(name, value):
             other_shape,
             r"params/features/conv1/kernel: expected float32 \(5, 5, 3, 4\), got float32",
         ),
-        (other_type, "expected float32 .* got float16"),
+        (other_type, "expected float32 .* got float64"),
         (not_a_number, "params/features/conv1/kernel holds a NaN"),
         (unknown_field, "fields that this version of msdspn_jax knows, got flux"),
         (bad_value, "configuration is not valid: size: expected an integer >= 1, got -1"),
