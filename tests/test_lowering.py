@@ -78,12 +78,14 @@ def keys(number: int) -> Any:
     return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), number))
 
 
-def mapped(function: Callable, way: str, params: Any, batch: tuple) -> Program:
+def mapped(
+    function: Callable, way: str, params: Any, batch: tuple, *, check: bool = True
+) -> Program:
     """``function(params, *batch)``; over the mesh the batch is shared out."""
     if way == "one device":
         return Program(jax.jit(function), (params, *batch))
     specs = (P(), *(P(AXIS) for _ in batch))
-    over = jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=P(AXIS))
+    over = jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=P(AXIS), check_vma=check)
     return Program(jax.jit(over), (shapes(params, P()), *shapes(batch, P(AXIS))))
 
 
@@ -196,13 +198,13 @@ def loss_of(loss: Callable) -> Program:
     return Program(jax.jit(gradient), (array(2, 20, 3), array(2, 20, 3)))
 
 
-def renderer(quality: str, way: str) -> Program:
+def renderer(quality: str, way: str, check: bool = False) -> Program:
     """Scenes drawn and rendered, as many side by side as an accelerator takes."""
 
     def draw(_, keys):
         return procedural_examples(keys, 16, quality=quality, group=2)
 
-    return mapped(draw, way, None, (keys(BATCH),))
+    return mapped(draw, way, None, (keys(BATCH),), check=check)
 
 
 class Row(NamedTuple):
@@ -368,6 +370,11 @@ def test_optax_matching_under_shard_map_is_refused_in_words():
         contents(matching_of("optax", "shard_map"), "cuda")
 
 
+def test_renderer_under_shard_map_with_checks_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"check_vma: expected jax\.shard_map with check_vma="):
+        contents(renderer("fast", "shard_map", check=True), "cuda")
+
+
 def test_pmap_is_refused_by_export():
     """`jax.export` takes results of `jax.jit` alone; pmap, moreover, needs devices that exist."""
     with pytest.raises(ValueError, match="must be the result of `jit`"):
@@ -401,6 +408,7 @@ FOOTER = """
 |---|---|
 | `assign(..., method="host")` under `jit` | the library: "{host}" |
 | `assign(..., method="optax")` under `shard_map` | the library: "{optax}" |
+| the renderer under `shard_map` with its default checks | the library: "{drawn}" |
 | `jax.pmap` | `jax.export`: "{pmap}" |
 
 `pmap` also needs as many devices as it maps over, where `shard_map` takes an abstract mesh. So
@@ -444,7 +452,8 @@ def page() -> str:
     host = words_of(lambda: contents(matching_of("host", "one device"), "cuda"))
     pmap = words_of(lambda: export.export(jax.pmap(lambda x: x), platforms=("cuda",))(array(1, 3)))
     optax = words_of(lambda: contents(matching_of("optax", "shard_map"), "cuda"))
-    return "\n".join(lines) + "\n" + FOOTER.format(host=host, optax=optax, pmap=pmap)
+    drawn = words_of(lambda: contents(renderer("fast", "shard_map", check=True), "cuda"))
+    return "\n".join(lines) + "\n" + FOOTER.format(host=host, optax=optax, drawn=drawn, pmap=pmap)
 
 
 if __name__ == "__main__":

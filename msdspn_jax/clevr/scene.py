@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax._check import AnyArray
+from msdspn_jax._varying import varying_axes
 from msdspn_jax.clevr.camera import (
     BEHIND,
     IMAGE_HEIGHT,
@@ -74,7 +75,17 @@ def stack_scenes(scenes: list[Scene]) -> Scene:
 
 
 def map_scenes(function: Callable, scenes: Any, group: int) -> Any:
-    """``jax.lax.map`` by groups; a group of one is not vectorised: its loops stay scalar."""
+    """``jax.lax.map`` by groups; a group of one is not vectorised: its loops stay scalar.
+
+    Raises:
+        ValueError: under ``jax.shard_map`` with its checks, which loops of the renderer do not
+            pass.
+    """
+    if varying_axes(scenes):
+        raise ValueError(
+            "check_vma: expected jax.shard_map with check_vma=False around drawing and rendering "
+            "scenes, got its default"
+        )
     return jax.lax.map(function, scenes, batch_size=group if group > 1 else None)
 
 
