@@ -16,27 +16,53 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 
+#: Pages that are written elsewhere at this time. Until they are here, nothing links to them.
+AWAITED = {"own_data.md", "own_task.md", "set_loss.md", "lowering.md"}
+
 #: A page of the repository, and where it stands on the site.
-PAGES = {
-    "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
-    "docs/guide.md": "guide.md",
-    "docs/adjoints.md": "adjoints.md",
-    "docs/training.md": "training.md",
-    "experiments/clevr/RENDERER.md": "experiments/renderer.md",
-} | {
-    f"experiments/{name}/README.md": f"experiments/{name}.md"
-    for name in sorted(p.parent.name for p in ROOT.glob("experiments/*/README.md"))
-}
+PAGES = (
+    {
+        "README.md": "overview.md",
+        "CHANGELOG.md": "changelog.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "experiments/clevr/RENDERER.md": "experiments/renderer.md",
+    }
+    | {f"docs/{p.name}": p.name for p in sorted(ROOT.glob("docs/*.md"))}
+    | {
+        f"experiments/{name}/README.md": f"experiments/{name}.md"
+        for name in sorted(p.parent.name for p in ROOT.glob("experiments/*/README.md"))
+    }
+)
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
+
+
+def on_config(config):
+    """Leave out of the navigation what is awaited."""
+    missing = AWAITED - set(PAGES.values())
+
+    def present(entries: list) -> list:
+        kept = []
+        for entry in entries:
+            ((title, place),) = entry.items()
+            if isinstance(place, list):
+                kept.append({title: present(place)})
+            elif place not in missing:
+                kept.append(entry)
+        return kept
+
+    config["nav"] = present(config["nav"])
+    return config
 
 
 def on_files(files: Files, config) -> Files:
     """Add the made pages, and whatever they link to."""
     assets: dict[str, str] = {}
     for source, page in PAGES.items():
-        text = _with_links((ROOT / source).read_text(), source, page, assets)
+        text = (ROOT / source).read_text()
+        for awaited in AWAITED - set(PAGES.values()):
+            text = re.sub(rf"^\|.*\]\({awaited}[)#].*\n", "", text, flags=re.M)
+        text = _with_links(text, source, page, assets)
         existing = files.get_file_from_path(page)
         if existing is not None:
             files.remove(existing)
@@ -115,21 +141,39 @@ def _api() -> str:
     return "\n".join(lines)
 
 
+#: Prints what every verb, and every task, report and kind of data, says to --help, as JSON.
+_HELP = """
+import contextlib, io, json
+from msdspn_jax import cli
+from msdspn_jax.tasks import TASKS
+
+words = [[], *([verb] for verb in cli.VERBS)]
+words += [["train", task] for task in TASKS]
+words += [["data", "clevr"], ["data", "clevr-tfds"]]
+found = {}
+for each in words:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli.main([*each, "--help"])
+    found[" ".join(["msdspn", *each])] = said.getvalue()
+print(json.dumps(found))
+"""
+
+
 def _command_line() -> str:
-    """What ``--help`` says, of every verb."""
-    verbs = ast.literal_eval(
-        re.search(r"^VERBS = (\{.*?^\})", (ROOT / "msdspn_jax/cli.py").read_text(), re.M | re.S)[1]
-    )
-    lines = ["# Command line", ""]
-    for words in ([], *([verb] for verb in verbs)):
-        help_ = subprocess.run(
-            [sys.executable, "-m", "msdspn_jax.cli", *words, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"},
-        ).stdout
-        title = " ".join(["msdspn", *words])
-        lines += [f"## {title}", "", "```text", help_.rstrip(), "```", ""]
+    """What ``--help`` says, of every verb and every task."""
+    said = subprocess.run(
+        [sys.executable, "-c", _HELP],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ
+        | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)},
+    ).stdout
+    lines = ["# Command line", "", "What `--help` says, at every place.", ""]
+    for title, text in sorted(json.loads(said).items()):
+        if not text.strip():
+            raise ValueError(f"{title} --help: expected a text, got nothing")
+        lines += [f"## {title}", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines)
