@@ -41,7 +41,7 @@ def save(figure, name: str) -> None:
 
 
 def push_apart() -> None:
-    """What `ms.push_apart` does to pairs, and what a set-equivariant function does to equal ones."""
+    """What `ms.push_apart` does to pairs, beside a set-equivariant function."""
     cases = [([1.0, 2.0], ms.push_apart), ([2.0, 1.0], ms.push_apart), ([1.0, 1.0], ms.push_apart),
              ([1.0, 1.0], lambda x: 1.6 * x)]  # fmt: skip
     titles = ["different elements", "in the other order", "equal elements",
