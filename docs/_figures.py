@@ -1,10 +1,13 @@
-"""Draw the pictures of the site from real runs: ``python docs/_figures.py``, a minute or two.
+"""Draw the pictures of the site from real runs: ``python docs/_figures.py [NAME ...]``.
 
-They are kept in docs/figures, so that the site builds without running anything.
+All, or those named; a few minutes. They are kept in docs/figures, so that the site builds without
+running anything.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from pathlib import Path
 
 import jax
@@ -23,14 +26,18 @@ mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font
                      "figure.dpi": 110, "savefig.facecolor": "white"})  # fmt: skip
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     FOLDER.mkdir(exist_ok=True)
-    push_apart()
-    trained = {pool: train(pool) for pool in ("fspool", "mean")}
-    equal_elements(trained)
-    minimisation(*trained["fspool"][:2])
-    adjoints(*trained["fspool"][:2])
-    step_size(*trained["fspool"][:2])
+    trained = functools.cache(train)
+    drawings = {
+        "push_apart": push_apart,
+        "equal_elements": lambda: equal_elements({p: trained(p) for p in ("fspool", "mean")}),
+        "minimisation": lambda: minimisation(*trained("fspool")[:2]),
+        "adjoints": lambda: adjoints(*trained("fspool")[:2]),
+        "step_size": lambda: step_size(*trained("fspool")[:2]),
+    }
+    for name in names or drawings:
+        drawings[name]()
 
 
 def save(figure, name: str) -> None:
@@ -194,7 +201,8 @@ def adjoints(model, variables) -> None:
             found = run(params, latents, adjoint, number)
             cosines.append(found @ best / (jnp.linalg.norm(found) * jnp.linalg.norm(best)))
         print(adjoint, [round(float(x), 3) for x in cosines])
-        ax.semilogx(steps, cosines, "o-", ms=4, color=colour, label=str(adjoint))
+        width = 4 if adjoint == ms.exact() else 1.5  # It lies beneath another.
+        ax.semilogx(steps, cosines, "o-", ms=4, lw=width, color=colour, label=str(adjoint))
     ax.set(xlabel="inner steps", ylabel="cosine with the exact gradient\nafter 640 steps")
     ax.legend(fontsize=8)
     save(figure, "adjoints")
@@ -220,15 +228,16 @@ def step_size(model, variables) -> None:
         movement = jnp.sqrt(jnp.mean((minimum.sets - start) ** 2))
         return minimum.energy.mean(), movement
 
-    sizes = np.geomspace(0.01, 300, 40)
+    sizes = np.geomspace(1e-3, 30, 40)
     energies, movements = np.array([after(params, context, size) for size in sizes]).T
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
     for ax, values, name in (
         (axes[0], energies, f"mean energy after {STEPS} steps"),
         (axes[1], movements, "root-mean-square movement"),
     ):
-        ax.loglog(sizes, np.where(np.isfinite(values), values, np.nan), "o-", ms=3,
-                  color=COLOURS[0])  # fmt: skip
+        ax.loglog(sizes, values, "o-", ms=3, color=COLOURS[0])
+        low, high = values[sizes < found.stable_below].min(), values[sizes < 1].max()
+        ax.set_ylim(low / 2, high * 10)  # Beyond, it diverges to infinity.
         ax.axvline(found.step_size, color=COLOURS[1], label=f"suggested: {found.step_size:.2g}")
         ax.axvline(found.stable_below, color=COLOURS[2], ls="--",
                    label=f"stable below: {found.stable_below:.2g}")  # fmt: skip
@@ -239,4 +248,4 @@ def step_size(model, variables) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
