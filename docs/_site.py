@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,7 @@ PAGES = (
     }
 )
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -103,13 +105,22 @@ def _with_links(text: str, source: str, page: str, assets: dict[str, str]) -> st
     return _LINK.sub(turned, text)
 
 
+def _mathml(match: re.Match) -> str:
+    """A formula as MathML, which browsers draw by themselves, with nothing left for Markdown."""
+    block = match[1] is not None
+    markup = convert(match[1] or match[2], display="block" if block else "inline")
+    for character in "*_\\|":
+        markup = markup.replace(character, f"&#{ord(character)};")
+    return markup
+
+
 def _notebook(path: Path) -> dict[str, str | bytes]:
     """A notebook as a page with its outputs, and its pictures: place -> content."""
     page, lines, made = f"notebooks/{path.stem}.md", [], {}
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            lines += [source, ""]
+            lines += [_FORMULA.sub(_mathml, source), ""]
             continue
         lines += ["```python", source, "```", ""]
         for place, output in enumerate(cell["outputs"]):
@@ -169,7 +180,7 @@ def _command_line() -> str:
         check=True,
         cwd=ROOT,
         env=os.environ
-        | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)},
+        | {"COLUMNS": "78", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)},
     ).stdout
     lines = ["# Command line", "", "What `--help` says, at every place.", ""]
     for title, text in sorted(json.loads(said).items()):
