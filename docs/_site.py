@@ -108,7 +108,10 @@ def _with_links(text: str, source: str, page: str, assets: dict[str, str]) -> st
 def _mathml(match: re.Match) -> str:
     """A formula as MathML, which browsers draw by themselves, with nothing left for Markdown."""
     block = match[1] is not None
-    markup = convert(match[1] or match[2], display="block" if block else "inline")
+    text = (match[1] or match[2]).replace("\\arg", "\\operatorname{arg}")  # unknown to it
+    markup = convert(text, display="block" if block else "inline")
+    if not block:  # Else a line that begins with it would be a paragraph of its own.
+        markup = f"<span>{markup}</span>"
     for character in "*_\\|":
         markup = markup.replace(character, f"&#{ord(character)};")
     return markup
