@@ -25,7 +25,7 @@ def call(*command: str | Path) -> subprocess.CompletedProcess:
 def outcome(python: str, jax: str, arguments: list[str]) -> str:
     """One cell: the closing line of pytest, or why there is none."""
     found = shutil.which(f"python{python}")
-    if found is None:
+    if found is None or call(found, "--version").returncode:  # A shim of pyenv may be there alone.
         return f"not run: no python{python} on this machine"
     folder = FOLDER / f"py{python}-jax{jax.replace('.*', '')}"
     own = folder / "bin" / "python"
