@@ -12,27 +12,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 
 #: A page of the repository, and where it stands on the site.
-PAGES = {
-    "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
-    "docs/guide.md": "guide.md",
-    "docs/own_data.md": "own_data.md",
-    "docs/own_task.md": "own_task.md",
-    "docs/set_loss.md": "set_loss.md",
-    "docs/adjoints.md": "adjoints.md",
-    "docs/training.md": "training.md",
-    "docs/lowering.md": "lowering.md",
-    "experiments/clevr/RENDERER.md": "experiments/renderer.md",
-} | {
-    f"experiments/{name}/README.md": f"experiments/{name}.md"
-    for name in sorted(p.parent.name for p in ROOT.glob("experiments/*/README.md"))
-}
+PAGES = (
+    {
+        "README.md": "overview.md",
+        "CHANGELOG.md": "changelog.md",
+        "CONTRIBUTING.md": "contributing.md",
+        "experiments/clevr/RENDERER.md": "experiments/renderer.md",
+    }
+    | {f"docs/{p.name}": p.name for p in sorted(ROOT.glob("docs/*.md"))}
+    | {
+        f"experiments/{name}/README.md": f"experiments/{name}.md"
+        for name in sorted(p.parent.name for p in ROOT.glob("experiments/*/README.md"))
+    }
+)
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.S)
 _LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
@@ -40,7 +40,8 @@ def on_files(files: Files, config) -> Files:
     """Add the made pages, and whatever they link to."""
     assets: dict[str, str] = {}
     for source, page in PAGES.items():
-        text = _with_links((ROOT / source).read_text(), source, page, assets)
+        text = (ROOT / source).read_text()
+        text = _with_links(text, source, page, assets)
         existing = files.get_file_from_path(page)
         if existing is not None:
             files.remove(existing)
@@ -81,13 +82,25 @@ def _with_links(text: str, source: str, page: str, assets: dict[str, str]) -> st
     return _LINK.sub(turned, text)
 
 
+def _mathml(match: re.Match) -> str:
+    """A formula as MathML, which browsers draw by themselves, with nothing left for Markdown."""
+    block = match[1] is not None
+    text = (match[1] or match[2]).replace("\\arg", "\\operatorname{arg}")  # unknown to it
+    markup = convert(text, display="block" if block else "inline")
+    if not block:  # Else a line that begins with it would be a paragraph of its own.
+        markup = f"<span>{markup}</span>"
+    for character in "*_\\|":
+        markup = markup.replace(character, f"&#{ord(character)};")
+    return markup
+
+
 def _notebook(path: Path) -> dict[str, str | bytes]:
     """A notebook as a page with its outputs, and its pictures: place -> content."""
     page, lines, made = f"notebooks/{path.stem}.md", [], {}
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            lines += [source, ""]
+            lines += [_FORMULA.sub(_mathml, source), ""]
             continue
         lines += ["```python", source, "```", ""]
         for place, output in enumerate(cell["outputs"]):
@@ -119,21 +132,39 @@ def _api() -> str:
     return "\n".join(lines)
 
 
+#: Prints what every verb, and every task, report and kind of data, says to --help, as JSON.
+_HELP = """
+import contextlib, io, json
+from msdspn_jax import cli
+from msdspn_jax.tasks import TASKS
+
+words = [[], *([verb] for verb in cli.VERBS)]
+words += [["train", task] for task in TASKS]
+words += [["data", "clevr"], ["data", "clevr-tfds"]]
+found = {}
+for each in words:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli.main([*each, "--help"])
+    found[" ".join(["msdspn", *each])] = said.getvalue()
+print(json.dumps(found))
+"""
+
+
 def _command_line() -> str:
-    """What ``--help`` says, of every verb."""
-    verbs = ast.literal_eval(
-        re.search(r"^VERBS = (\{.*?^\})", (ROOT / "msdspn_jax/cli.py").read_text(), re.M | re.S)[1]
-    )
-    lines = ["# Command line", ""]
-    for words in ([], *([verb] for verb in verbs)):
-        help_ = subprocess.run(
-            [sys.executable, "-m", "msdspn_jax.cli", *words, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-            env=os.environ | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"},
-        ).stdout
-        title = " ".join(["msdspn", *words])
-        lines += [f"## {title}", "", "```text", help_.rstrip(), "```", ""]
+    """What ``--help`` says, of every verb and every task."""
+    said = subprocess.run(
+        [sys.executable, "-c", _HELP],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ
+        | {"COLUMNS": "78", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)},
+    ).stdout
+    lines = ["# Command line", "", "What `--help` says, at every place.", ""]
+    for title, text in sorted(json.loads(said).items()):
+        if not text.strip():
+            raise ValueError(f"{title} --help: expected a text, got nothing")
+        lines += [f"## {title}", "", "```text", text.rstrip(), "```", ""]
     return "\n".join(lines)

@@ -1,9 +1,11 @@
 """Every Python block of the README and the guide runs, verbatim, top to bottom; so do examples."""
 
+import ast
 import doctest
 import importlib
 import inspect
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -39,6 +41,44 @@ def test_blocks_run(page, tmp_path, monkeypatch):
 
 def test_the_readme_has_a_block():
     assert blocks("README.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page):
+    """`file.py::test`, or `…::test` for another one of the file named before."""
+    file = None
+    for path, name in re.findall(r"`((?:[\w/]+\.py)|…)::(\w+)`", (ROOT / page).read_text()):
+        file = ROOT / "tests" / path if path != "…" else file
+        assert file is not None, name
+        assert re.search(rf"^def {name}\(", file.read_text(), re.M), f"{file}::{name}"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().split("nav:\n")[1]
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f": {page.name}\n" in navigation, page.name
+
+
+def test_every_public_name_is_in_the_reference():
+    """Which lists what the package imports from its modules."""
+    imported = {alias.name for node in ast.parse((ROOT / "msdspn_jax/__init__.py").read_text()).body
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("msdspn_jax.")
+                for alias in node.names}  # fmt: skip
+    assert imported == set(ms.__all__)
+
+
+def test_broken_links_are_found(tmp_path):
+    links = runpy.run_path(str(ROOT / "docs" / "_links.py"))
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "index.html").write_text('<h1 id="a">A</h1><a href="../#b">up</a>')
+    good = '<p id="b"><a href="there/#a"></a><a href="https://x.y/z"></a></p>'
+    (tmp_path / "index.html").write_text(good)
+    assert links["broken"](tmp_path) == []
+    (tmp_path / "index.html").write_text(good + '<a href="gone/"><img src="x.png"><a href="#c">')
+    found = links["broken"](tmp_path)
+    assert [line.split(": ", 2)[2] for line in found] == [
+        "no such file", "no such file", "no such anchor",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

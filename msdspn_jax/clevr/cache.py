@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from msdspn_jax import _check
-from msdspn_jax._files import write_text
+from msdspn_jax._files import as_user_error, write_text
 from msdspn_jax.clevr.files import (
     Record,
     Source,
@@ -100,11 +100,9 @@ def prepare_cache(
         load_cache(folder)
         report(number, number)
         return folder
-    try:
+    with as_user_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _fill_cache(source, folder, identity, threads, report)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return folder
 
 

@@ -22,7 +22,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt
+
+from msdspn_jax.errors import UserError
 
 # {"params": ..., "state": ...}: "state" holds what the forward pass updates (batch statistics)
 # and may be left out.
@@ -123,18 +125,27 @@ def epoch_positions(
     """Indices into a fixed data set of ``size`` examples: a fresh permutation each epoch.
 
     Epochs are laid end to end: slot s of step t is example number ``t · batch_size + s`` of that
-    endless sequence, so no example is dropped and a batch may span two epochs. ``t · batch_size``
-    must stay below 2³¹. Any index is computed on its own (a keyed permutation, `_permuted`),
-    without building the permutation: the cost does not grow with the data set.
+    endless sequence, so no example is dropped and a batch may span two epochs. Any index is
+    computed on its own (a keyed permutation, `_permuted`), without building the permutation: the
+    cost does not grow with the data set.
+
+    Raises:
+        UserError: ``batch_size · size`` is 2³² or more.
     """
-    step, slots = jnp.asarray(step), jnp.asarray(slots)
-    number = step * batch_size + slots
-    epoch, position = number // size, number % size
+    if batch_size * size >= 2**32:
+        raise UserError(
+            f"batch_size: expected at most {(2**32 - 1) // size} for a data set of {size} examples,"
+            f" got {batch_size}"
+        )
+    step, slots = jnp.asarray(step, jnp.uint32), jnp.asarray(slots, jnp.uint32)
+    # t · batch_size passes 2³² in long runs; what is left of it after whole epochs does not.
+    number = step % size * batch_size + slots
+    epoch, position = step // size * batch_size + number // size, number % size
     keys = jax.vmap(lambda e: jax.random.fold_in(key, e))(epoch)
     return jax.vmap(lambda k, p: _permuted(k, p, size))(keys, position)
 
 
-def _permuted(key: Key[Array, ""], position: Int[Array, ""], size: int) -> Int[Array, ""]:
+def _permuted(key: Key[Array, ""], position: UInt[Array, ""], size: int) -> Int[Array, ""]:
     """Where a random permutation of ``range(size)``, chosen by ``key``, sends ``position``.
 
     A four-round Feistel network permutes the next power of four; walking its cycle until the
@@ -157,6 +168,6 @@ def _permuted(key: Key[Array, ""], position: Int[Array, ""], size: int) -> Int[A
             left, right = right, left ^ (scramble(right ^ round_keys[r]) & mask)
         return (left << half) | right
 
-    value = permute(position.astype(jnp.uint32))
+    value = permute(position)
     value = jax.lax.while_loop(lambda v: v >= size, permute, value)
     return value.astype(jnp.int32)

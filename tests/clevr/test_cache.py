@@ -153,7 +153,7 @@ def test_a_full_disk_is_an_error_that_can_be_mended(archive, tmp_path, small_chu
 
     with monkeypatch.context() as patch:
         patch.setattr(cache.os, "fsync", full)
-        with pytest.raises(UserError, match=r"cannot be written \(No space left"):
+        with pytest.raises(UserError, match="can be written, got No space left"):
             prepare_cache(source, tmp_path / "c", size=8)
     load_cache(prepare_cache(source, tmp_path / "c", size=8), verify=True)
 

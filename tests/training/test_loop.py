@@ -65,6 +65,25 @@ def test_every_epoch_is_a_permutation(size):
         assert epochs[0] != sorted(epochs[0])
 
 
+@pytest.mark.parametrize("passed", [2**31, 2**32, 2**40])
+def test_long_runs_go_on_in_permutations(passed):
+    """The epoch in which the number of examples passes what 32 bits hold."""
+    size, batch, key = 50, 1024, jax.random.key(3)
+    first = passed // size * size
+    step, skipped = divmod(first, batch)
+    two = [
+        epoch_positions(key, t, jnp.arange(batch), batch_size=batch, size=size)
+        for t in (step, step + 1)
+    ]
+    epoch = np.concatenate(two)[skipped : skipped + size]
+    assert sorted(epoch.tolist()) == list(range(size))
+
+
+def test_a_batch_too_large_for_the_data_is_refused():
+    with pytest.raises(UserError, match="batch_size: expected at most 4294967 for a data set of"):
+        epoch_positions(jax.random.key(0), 0, jnp.arange(1), batch_size=2**23, size=1000)
+
+
 def test_any_part_of_a_batch_is_the_same_on_its_own():
     key = jax.random.key(0)
     whole = epoch_positions(key, 4, jnp.arange(8), batch_size=8, size=50)
