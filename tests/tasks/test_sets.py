@@ -389,6 +389,7 @@ def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_hook")  # which takes a symbolic size for another one
 @pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
 def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
