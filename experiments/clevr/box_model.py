@@ -1,0 +1,78 @@
+"""Score the model in the box on fresh procedural scenes, and on a folder of other renderings.
+
+    python experiments/clevr/box_model.py [--scenes FOLDER] [--num 2000]
+
+FOLDER holds images/*.png and one *_scenes.json. Writes box_model.json and box_model.png beside
+this file: average precision by both protocols, and by the number of inner steps.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from datetime import date
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from msdspn_jax import plots
+from msdspn_jax._memory import keep_freed_memory
+from msdspn_jax.bench.layer import device_name
+from msdspn_jax.clevr.files import read_image, read_scenes, resize_image
+from msdspn_jax.clevr.objects import encode
+from msdspn_jax.clevr.plots import average_precision_by_steps
+from msdspn_jax.tasks.clevr.data import load_split
+from msdspn_jax.tasks.clevr.scores import predict_all, score
+from msdspn_jax.trained.weights import box_model_path, load_model
+
+HERE = Path(__file__).parent
+THRESHOLDS = ("inf", "1", "0.5", "0.25", "0.125", "0.0625")
+STEPS = (10, 20, 30, 40, 60, 80)
+
+
+def other_scenes(folder, size):
+    """Images and objects of a folder of renderings."""
+    (file,) = folder.glob("*_scenes.json")
+    scenes = read_scenes(file)
+    images = [resize_image(read_image(folder / "images" / s.image_filename), size) for s in scenes]
+    return np.stack(images), np.stack([encode(s.objects) for s in scenes])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=Path, help="folder of other renderings")
+    parser.add_argument("--num", type=int, default=2000, help="fresh procedural scenes")
+    parser.add_argument("--model", type=Path, default=box_model_path())
+    options = parser.parse_args()
+    keep_freed_memory()
+    model = load_model(options.model)
+    config = dataclasses.replace(model.config, test_size=options.num, cache_dir=None)
+    data = {"procedural": load_split(config, "test")}
+    if options.scenes:
+        data["other"] = other_scenes(options.scenes, config.size)
+    found = {"step": model.step, "device": device_name(), "date": date.today().isoformat()}
+    for name, (images, objects) in data.items():
+        images, objects = np.asarray(images), np.asarray(objects)
+        found[name] = {"num": len(images), "by_steps": {}}
+        for steps in STEPS:
+            key = jax.random.key(0)
+            call = (model.predictor, model.variables, images, objects, key)
+            predict_all(*call, inner_steps=steps)
+            started = time.perf_counter()
+            sets, inner = predict_all(*call, inner_steps=steps)
+            seconds = (time.perf_counter() - started) / len(images)
+            scores = {k: float(v) for k, v in score(sets, objects).items()}
+            found[name]["by_steps"][steps] = scores | inner | {"seconds_per_image": seconds}
+            print(name, steps, json.dumps({k: round(100 * v, 1) for k, v in scores.items()}))
+    (HERE / "box_model.json").write_text(json.dumps(found, indent=1) + "\n")
+    by_steps = found["procedural"]["by_steps"]
+    table = {n: np.array([by_steps[n][f"ap_{t}"] for t in THRESHOLDS]) for n in STEPS}
+    figure = average_precision_by_steps(
+        table, [float(t) for t in THRESHOLDS], protocol="per image, fresh scenes"
+    )
+    plots.save(figure, HERE / "box_model.png")
+
+
+if __name__ == "__main__":
+    main()
