@@ -64,7 +64,8 @@ def test_every_public_name_is_in_the_reference():
     imported = {alias.name for node in ast.parse((ROOT / "msdspn_jax/__init__.py").read_text()).body
                 if isinstance(node, ast.ImportFrom) and str(node.module).startswith("msdspn_jax.")
                 for alias in node.names}  # fmt: skip
-    assert imported == set(ms.__all__)
+    # An alias, which is assigned.
+    assert imported == set(ms.__all__) - {"minimize"}
 
 
 def test_broken_links_are_found(tmp_path):

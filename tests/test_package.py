@@ -69,7 +69,7 @@ def test_what_is_imported_is_asked_for():
                 names = [node.module or ""]
             for name in names:
                 imported.setdefault(name.split(".")[0], set()).add(str(path.relative_to(root)))
-    others = imported.keys() - set(sys.stdlib_module_names) - {"msdspn_jax"}
+    others = imported.keys() - set(sys.stdlib_module_names) - {"msdspn_jax", "msdspn_command"}
     core = {"jax", "jaxlib", "flax", "optax", "jaxopt", "numpy", "scipy", "jaxtyping"}
     assert others - core <= cli.EXTRAS.keys()
     assert imported["jaxopt"] == {"adjoints.py"}
