@@ -243,7 +243,7 @@ def set_loss(
 
 def generalised_iou(
     boxes: Float[AnyArray, "*#batch 4"], others: Float[AnyArray, "*#batch 4"]
-) -> Float[Array, ...]:
+) -> Float[Array, "*any"]:
     """Generalised intersection over union of boxes (x, y, w, h), centre and size; from −1 to 1.
 
     IoU less the share of the smallest box around both that neither covers (Rezatofighi et al. 2019,
