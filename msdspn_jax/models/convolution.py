@@ -10,11 +10,15 @@ loop. There a convolution of, say, 2x2 positions takes 30 to 130 times as long a
 of the three products of a layer has a form of its own:
 
 =====================  ============================================================================
-output                 a convolution that XLA knows, or for small maps and 1x1: windows @ kernel
+output                 a convolution that XLA knows; for small maps, 1x1 and few channels:
+                       windows @ kernel
 gradient of the input  stride 1: a forward convolution with the flipped kernel; otherwise products
                        for every position of the kernel, shifted and added
-gradient of the kernel windowsᵀ @ cotangent, for as many images at a time as fit the cache
+gradient of the kernel small maps: a forward convolution of the transposed input, with the
+                       cotangent as its kernel; otherwise windowsᵀ @ cotangent
 =====================  ============================================================================
+
+Windows are made for as many positions at a time as fit the cache.
 
 Measurements are in experiments/benchmarks/NOTES.md; ``msdspn bench encoder`` makes new ones.
 """
@@ -23,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,8 +42,13 @@ from msdspn_jax._varying import vary_like
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Output maps of at most so many positions are products of windows: found by timing 1x1 to 4x4.
 _PRODUCT_UP_TO = 4
-# Rows of windows in one product of the kernel's gradient. With a thousand they stay in the second
-# level of the cache, and the product is long enough to run at full rate.
+# Cotangents of at most so many positions are the kernel of a convolution: found by timing.
+_KERNEL_UP_TO = 16
+# Inputs of fewer channels (a stem's) are gathered into windows: the library takes channels one
+# vector at a time, and most of a vector would be empty.
+_FEW_CHANNELS = 8
+# Rows of windows in one product. With a thousand they stay in the second level of the cache, and
+# the product is long enough to run at full rate.
 _ROWS = 1024
 
 
@@ -183,13 +192,17 @@ def _as_products(size: Sequence[int], kernel: Sequence[int], how: _How) -> bool:
 
 
 def _output_on_cpu(x: jax.Array, kernel: jax.Array, *, how: _How) -> jax.Array:
-    if not _as_products(x.shape[1:3], kernel.shape[:2], how):
+    *ks, channels, features = kernel.shape
+    few_channels = channels < _FEW_CHANNELS
+    if not few_channels and not _as_products(x.shape[1:3], ks, how):
         return _lax_convolution(x, kernel, how=how)
-    return jnp.matmul(
-        _windows(x, kernel.shape[:2], how),
-        kernel.reshape(-1, kernel.shape[-1]),
-        precision=how.precision,
-    )
+    product = functools.partial(jnp.matmul, precision=how.precision)
+    flat = kernel.reshape(-1, features)
+    if not few_channels:
+        return product(_windows(x, ks, how), flat)
+    num, windows = _windows_in_pieces(x, ks, how)
+    output = lax.map(lambda i: product(windows(i), flat), jnp.arange(num))
+    return output.reshape(x.shape[0], *how.output_size(x.shape[1:3], ks), features)
 
 
 def _input_gradient_on_cpu(
@@ -226,35 +239,77 @@ def _input_gradient_on_cpu(
 def _kernel_gradient_on_cpu(
     cotangent: jax.Array, x: jax.Array, *, size: tuple[int, int], how: _How
 ) -> jax.Array:
-    num, h, w, features = cotangent.shape
+    n, h, w, features = cotangent.shape
+    channels = x.shape[-1]
+    if h * w <= _KERNEL_UP_TO and channels >= _FEW_CHANNELS:
+        return _kernel_gradient_as_convolution(cotangent, x, size=size, how=how)
     # The small side on the left, which is packed once: up to twice as fast as the other way round.
     kind = jnp.promote_types(x.dtype, jnp.float32)
+    num, windows = _windows_in_pieces(x, size, how)
+    cotangent = cotangent.reshape(num, n * h * w // num, features)
 
-    def product(cotangent, x):
-        rows = _windows(x, size, how).reshape(-1, math.prod(size) * x.shape[-1])
-        return lax.dot_general(
-            cotangent.reshape(-1, features),
-            rows,
+    def add(i, total):
+        return total + lax.dot_general(
+            lax.dynamic_index_in_dim(cotangent, i, keepdims=False),
+            windows(i).reshape(cotangent.shape[1], -1),
             (((0,), (0,)), ((), ())),
             precision=how.precision,
             preferred_element_type=kind,
         )
 
-    images = max(1, min(num, _ROWS // (h * w)))
-    loops, rest = divmod(num, images)
-    if loops == 1:
-        total = product(cotangent[:images], x[:images])
-    else:
+    start = jnp.zeros((features, math.prod(size) * channels), kind)
+    total = lax.fori_loop(0, num, add, vary_like(start, cotangent, x))
+    return total.T.reshape(*size, channels, features).astype(x.dtype)
 
-        def add(i, total):
-            chunk = [lax.dynamic_slice_in_dim(a, i * images, images) for a in (cotangent, x)]
-            return total + product(*chunk)
 
-        start = jnp.zeros((features, math.prod(size) * x.shape[-1]), kind)
-        total = lax.fori_loop(0, loops, add, vary_like(start, cotangent, x))
-    if rest:
-        total = total + product(cotangent[-rest:], x[-rest:])
-    return total.T.reshape(*size, x.shape[-1], features).astype(x.dtype)
+def _kernel_gradient_as_convolution(
+    cotangent: jax.Array, x: jax.Array, *, size: tuple[int, int], how: _How
+) -> jax.Array:
+    """Images are what is summed over, and so the channels; the kernel's positions are the map."""
+    ends = [
+        (before, k + (o - 1) * stride - s - before)
+        for (before, _), k, o, s, stride in zip(
+            how.padding, size, cotangent.shape[1:3], x.shape[1:3], how.strides, strict=True
+        )
+    ]
+    gradient = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        cotangent.transpose(1, 2, 0, 3),
+        (1, 1),
+        ends,
+        rhs_dilation=how.strides,
+        dimension_numbers=_DIMENSIONS,
+        precision=how.precision,
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _windows_in_pieces(
+    x: jax.Array, kernel: Sequence[int], how: _How
+) -> tuple[int, Callable[[Any], jax.Array]]:
+    """All windows in ``num`` pieces of about _ROWS: num, and the function that makes piece i.
+
+    A piece is some whole images, or some rows of one: [images, rows, w2, kh · kw · c].
+    """
+    n = x.shape[0]
+    h2, w2 = how.output_size(x.shape[1:3], kernel)
+    images = _divisor(n, _ROWS // (h2 * w2))
+    rows = _divisor(h2, _ROWS // w2) if images == 1 else h2
+    x = jnp.pad(x, ((0, 0), how.padding[0], (0, 0), (0, 0)))
+    how = how._replace(padding=((0, 0), how.padding[1]))
+    needed = (rows - 1) * how.strides[0] + kernel[0]
+
+    def windows(i: Any) -> jax.Array:
+        image, strip = i // (h2 // rows) * images, i % (h2 // rows) * rows * how.strides[0]
+        piece = lax.dynamic_slice(x, (image, strip, 0, 0), (images, needed, x.shape[2], x.shape[3]))
+        return _windows(piece, kernel, how)
+
+    return (n // images) * (h2 // rows), windows
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor up to a limit, at least one."""
+    return max((d for d in range(1, min(number, limit) + 1) if number % d == 0), default=1)
 
 
 def _windows(x: jax.Array, kernel: Sequence[int], how: _How) -> jax.Array:
