@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import training_tasks
 from training_tasks import compiled_once, configured, no_figures  # noqa: F401
@@ -11,7 +12,7 @@ from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 from msdspn_jax.trained.run import load_run
 from msdspn_jax.training import loop
 from msdspn_jax.training.config import Outer, TrainConfig
-from msdspn_jax.training.outer import Averaged, averaged, outer_optimizer
+from msdspn_jax.training.outer import Averaged, averaged, muon, outer_optimizer
 
 training_tasks.register()
 
@@ -60,6 +61,31 @@ def test_muon_gives_kernels_steps_of_equal_singular_values():
     chex.assert_trees_all_close(lengths, jnp.full(4, lengths[0]), rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(20, 8), (8, 20), (9, 8), (3, 3, 4, 6), (1, 1, 4, 30)], ids=str)
+def test_muon_is_that_of_optax(shape):
+    # Singular values over three decades, as those of gradients are.
+    rows = np.prod(shape[:-1])
+    values = 10.0 ** -jnp.linspace(0, 3, shape[-1])
+    kernel = jax.random.normal(jax.random.key(0), (rows, shape[-1])) * values
+    gradient = {"kernel": kernel.reshape(shape), "bias": jnp.array([1e-3, -2.0])}
+    params = jax.tree.map(jnp.ones_like, gradient)
+    dimensions = optax.contrib.MuonDimensionNumbers(tuple(range(len(shape) - 1)), len(shape) - 1)
+    theirs = optax.contrib.muon(
+        0.1,
+        beta=0.9,
+        weight_decay=0.3,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers={"kernel": dimensions, "bias": None},
+    )
+
+    def two_updates(optimizer):
+        _, state = optimizer.update(gradient, optimizer.init(params), params)
+        return optimizer.update(jax.tree.map(jnp.sin, gradient), state, params)[0]
+
+    updates = jax.jit(lambda: (two_updates(muon(0.1, 0.9, 0.3)), two_updates(theirs)))()
+    chex.assert_trees_all_close(*updates, rtol=1e-3, atol=1e-4)
+
+
 def test_clipping_limits_the_gradient_that_the_optimiser_sees():
     big = TrainConfig(outer=Outer(max_grad_norm=1.0, optimizer="adam"))
     optimizer = outer_optimizer(big)
@@ -70,8 +96,6 @@ def test_clipping_limits_the_gradient_that_the_optimiser_sees():
 
 
 def test_the_average_is_that_of_the_parameters():
-    import optax
-
     optimizer = averaged(optax.sgd(1.0), 0.5)
     params = jnp.zeros(())
     state = optimizer.init(params)
