@@ -1,51 +1,48 @@
-"""``msdspn demo``: digits as sets, trained by DSPN and iDSPN side by side, timed and drawn."""
+"""``msdspn demo``: what predicting sets is about, in three short acts and one picture."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from msdspn_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from msdspn_jax.training.task import Task, Variables
+
+_WIDTH = 1520  # pixels of the picture
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """See set prediction work, in under two minutes on two CPU cores.
+    """See set prediction work, in about two minutes on two CPU cores.
 
-    Trains two autoencoders on real handwritten digits as sets of points. They differ in one
-    argument: DSPN differentiates through every inner step, iDSPN at the minimum alone.
+    1. Equal elements: number the elements of multisets within their classes. iDSPN learns it; a
+       set-equivariant network cannot, because it gives equal elements equal outputs.
+    2. A set is a minimum: real handwritten digits as point sets, decoded by descending an energy.
+       The gradient is taken at the minimum, so its memory does not grow with the steps.
+    3. From an image to a set: a scene is rendered, and the model in the box names its objects.
     """
 
     folder: str = "demo"
-    """Where the pictures go."""
-    steps: int = 700
-    """Training steps of each model."""
-    inner_steps: Annotated[int, tyro.conf.arg(name="inner.num-steps")] = 12
-    """Steps of the inner minimisation that decodes a set."""
+    """Where the picture goes: FOLDER/demo.png."""
+    numbering_steps: int = 600
+    """Training steps of each of the two models that number elements."""
+    digits_steps: int = 400
+    """Training steps of the model that decodes digits."""
     seed: int = 0
-    """Initial parameters and order of the data."""
-
-
-@dataclass
-class _Result:
-    name: str
-    seconds_per_step: float
-    forward_backward_bytes: int
-    forward_bytes: int
-    backward_seconds: float
-    validation_loss: float
-    losses: list[float]
-    minimum: Any
+    """Initial parameters and data."""
 
 
 def main(argv: list[str]) -> int:
     """Run the demo; returns the exit code."""
-    import tyro
-
     options = tyro.cli(Demo, prog="msdspn demo", args=argv)
     folder = Path(options.folder)
     try:
@@ -54,206 +51,320 @@ def main(argv: list[str]) -> int:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose --folder") from error
 
     from rich.console import Console
-    from rich.markup import escape
 
     console = Console()
-    console.print(
-        "Handwritten digits as sets of points (x, y, intensity, presence), encoded into 128"
-        " numbers and decoded by minimising an energy over sets. Two models, one difference:"
-        " how the minimum is differentiated.\n",
-        highlight=False,
-    )
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     started = time.monotonic()
-    results = run(options, console)
-    _report(options, results, console)
-    _draw(results, folder)
-    console.print(
-        f"\nPictures in [bold]{escape(str(folder))}/[/]: digits.png (targets and predictions),"
-        " strip.png (a set moving from its initial state to the prediction), curves.png"
-        " (the loss while training). "
-        f"{time.monotonic() - started:.0f} s in all."
-        " Next: [bold]msdspn train digits --help[/]",
-        highlight=False,
+    figures = [
+        act(options, say) for act in (number_equal_elements, decode_digits, find_the_objects)
+    ]
+    path = folder / "demo.png"
+    _save_stacked(figures, path)
+    say(
+        f"\nAll of it in one picture: {path} ({time.monotonic() - started:.0f} s in all).\n"
+        "Next: msdspn train digits --help, or your own data: msdspn train sets --help"
     )
     return 0
 
 
-def configuration(options: Demo, model: str) -> Any:
-    """What the demo trains: small, but the models of `msdspn train digits`."""
-    from msdspn_jax.models.inner import Inner
-    from msdspn_jax.tasks.autoencoding import digits
-
-    return digits.Config(
-        model=model,  # type: ignore[arg-type]
-        seed=options.seed,
-        steps=options.steps,
-        batch_size=32,
-        learning_rate=3e-3,
-        hidden_dim=128,
-        latent_dim=128,
-        min_intensity=9,
-        # The same momentum for both, so that only the adjoint differs.
-        inner=Inner(num_steps=options.inner_steps, step_size=3.0, momentum=0.9),
-    )
+# --- 1: equal elements ---
 
 
-def run(options: Demo, console: Any) -> dict[str, _Result]:
-    """Train both models; the validation sets and results by model name."""
+def number_equal_elements(options: Demo, say: Callable[[str], None]) -> Figure:
+    """Train iDSPN and DeepSets on class-specific numbering; draw what they say."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
 
-    from msdspn_jax.losses import hungarian_loss
-    from msdspn_jax.tasks.autoencoding.digits import load_point_sets, split_indices
-    from msdspn_jax.tasks.autoencoding.model import autoencoder
+    from msdspn_jax.models.inner import Inner
+    from msdspn_jax.tasks.numbering import data
+    from msdspn_jax.tasks.numbering.config import Config
+    from msdspn_jax.tasks.numbering.model import build_model
+    from msdspn_jax.tasks.numbering.task import build
+    from msdspn_jax.training.config import Outer
 
-    config = configuration(options, "idspn")
-    sets = load_point_sets(min_intensity=config.min_intensity).sets
-    split = split_indices(0)
-    train, val = jnp.asarray(sets[split["train"]]), jnp.asarray(sets[split["val"]])
-    n, d = train.shape[1:]
-    batch = config.batch_size
-    order = np.random.default_rng(options.seed)
-    picks = jnp.asarray(
-        np.concatenate(
-            [order.permutation(len(train)) for _ in range(-(-options.steps * batch // len(train)))]
-        )[: options.steps * batch].reshape(options.steps, batch)
+    n, num_classes = 8, 4
+    say(
+        f"1. Equal elements. Number the {n} elements of a multiset within their {num_classes}"
+        " classes:\n   [a, b, b, a] becomes [a0, b0, b1, a1]."
     )
-    schedule = optax.cosine_decay_schedule(config.resolved_learning_rate(), options.steps, 0.05)
-    optimizer = optax.adam(schedule)
-
-    def loss_of(model):
-        def loss(params, batch):
-            return jnp.mean(hungarian_loss(model.apply({"params": params}, batch).sets, batch))
-
-        return loss
-
-    reference = autoencoder(config, n, d)
-    initial = jax.jit(lambda key: reference.init(key, train[:1])["params"])(
-        jax.random.key(options.seed)
-    )
-    example = train[:batch]
-
-    # Decoding is the same program for both models: they differ in the backward pass alone.
-    forward = _compile(loss_of(reference), initial, example)
-    decode = jax.jit(
-        lambda params, sets: reference.apply({"params": params}, sets, return_trajectory=True)
-    )
-
-    @jax.jit
-    def update(params, state, gradient):
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    results: dict[str, Any] = {}
-    for label, name in (("iDSPN", "idspn"), ("DSPN", "dspn")):
-        with console.status(f"{label}: compiling") as status:
-            model = autoencoder(configuration(options, name), n, d)
-            both = _compile(jax.value_and_grad(loss_of(model)), initial, example)
-            params, state, losses = initial, optimizer.init(initial), []
-            start = time.monotonic()
-            for step in range(options.steps):
-                value, gradient = both(params, train[picks[step]])
-                params, state = update(params, state, gradient)
-                losses.append(value)
-                if step % 20 == 0:
-                    status.update(f"{label}: step {step}/{options.steps}  loss {float(value):.4f}")
-            jax.block_until_ready(params)
-            per_step = (time.monotonic() - start) / options.steps
-            minimum = decode(params, val)
-            results[label] = _Result(
-                name=label,
-                seconds_per_step=per_step,
-                forward_backward_bytes=both.memory_analysis().temp_size_in_bytes,
-                forward_bytes=forward.memory_analysis().temp_size_in_bytes,
-                backward_seconds=_backward_seconds(forward, both, params, example),
-                validation_loss=float(jnp.mean(hungarian_loss(minimum.sets, val))),
-                losses=[float(x) for x in losses],
-                minimum=jax.tree.map(np.asarray, minimum),
-            )
-        console.print(
-            f"{label}: {options.steps} steps, validation loss {results[label].validation_loss:.5f}",
-            highlight=False,
+    index = jnp.arange(512)
+    batch = data.draw_batch(data.split_keys("val", index), n=n, num_classes=num_classes)
+    curves, numbers, right = {}, {}, {}
+    for label, name in (("iDSPN", "idspn"), ("DeepSets", "deep-sets")):
+        config = Config(
+            model=name,  # type: ignore[arg-type]
+            seed=options.seed,
+            steps=options.numbering_steps,
+            batch_size=64,
+            fresh=True,
+            set_size=n,
+            num_classes=num_classes,
+            hidden_dim=128,
+            latent_dim=128,
+            learning_rate=0.02,
+            val_size=len(index),
+            outer=Outer(optimizer="muon", schedule="linear"),
+            inner=Inner(num_steps=10) if name == "idspn" else Inner(),
         )
-    results["target"] = np.asarray(val)
-    return results
-
-
-def _compile(function: Any, *arguments: Any) -> Any:
-    import jax
-
-    return jax.jit(function).lower(*arguments).compile()
-
-
-def _backward_seconds(forward: Any, both: Any, *arguments: Any, repeats: int = 25) -> float:
-    """Seconds of loss and gradient less those of the loss; the fastest of a few runs of each."""
-    import jax
-
-    fastest = {}
-    # By turns, so that another program on the machine slows both down alike.
-    for _ in range(repeats):
-        for name, program in (("forward", forward), ("both", both)):
-            start = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            seconds = time.perf_counter() - start
-            fastest[name] = min(seconds, fastest.get(name, seconds))
-    return fastest["both"] - fastest["forward"]
-
-
-def _report(options: Demo, results: dict[str, Any], console: Any) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"Digits, {options.inner_steps} inner steps, batch 32", title_justify="left"
+        variables, history = train(build(config), config, label)
+        curves[label] = history["macro_accuracy"]
+        model = build_model(config)
+        noise = model.draw_noise(data.fold_in_each(jax.random.key(options.seed), index), n)
+        prediction, _ = jax.jit(model.apply)(variables["params"], batch.inputs, noise)
+        numbers[label], right[label] = _numbers(model.cost, prediction, batch)
+        accuracy = right[label].all(-1).mean()
+        say(f"   {label}: {accuracy:.1%} of {len(index)} unseen multisets numbered right.")
+    same = _spread(np.asarray(batch.inputs.argmax(-1)), numbers["DeepSets"])
+    say(
+        "   DeepSets is set-equivariant: of its outputs for equal elements, "
+        + ("no two differ." if not same else f"{same} pairs differ.")
     )
-    table.add_column("model")
-    table.add_column("differentiates\n")
-    for column in ("validation\nloss", "backward\npass", "peak\nmemory", "training\nstep"):
-        table.add_column(column, justify="right")
-    ways = {"iDSPN": "at the minimum", "DSPN": "through all steps"}
-    for label, way in ways.items():
-        r = results[label]
-        table.add_row(
-            label,
-            way,
-            f"{r.validation_loss:.5f}",
-            f"{1e3 * r.backward_seconds:.1f} ms",
-            f"{r.forward_backward_bytes / 2**20:.1f} MiB",
-            f"{1e3 * r.seconds_per_step:.1f} ms",
-        )
-    console.print()
-    console.print(table)
-    console.print(
-        "Backward pass: seconds of loss and gradient less those of the loss. Peak memory:"
-        " XLA's temporary buffers of loss and gradient (of the loss alone:"
-        f" {results['iDSPN'].forward_bytes / 2**20:.1f} MiB). DSPN's grows with the"
-        " inner steps, iDSPN's does not: try --inner.num-steps 40.",
-        highlight=False,
-        style="dim",
-    )
+    return _draw_numbers(np.asarray(batch.inputs.argmax(-1)), numbers, right, curves)
 
 
-def _draw(results: dict[str, Any], folder: Path) -> None:
+def _numbers(cost: Any, prediction: Any, batch: Any) -> tuple[Any, Any]:
+    """The predicted numbers, and which are right under the best matching within the classes."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from msdspn_jax.losses import numbering_assignment
+
+    assignment = numbering_assignment(prediction, batch.targets, batch.inputs, cost=cost)
+    expected = jnp.take_along_axis(batch.targets.argmax(-1), assignment, axis=1)
+    number = prediction.argmax(-1)
+    return np.asarray(number), np.asarray(number == expected)
+
+
+def _spread(classes: Any, numbers: Any) -> int:
+    """How many pairs of equal elements got different numbers."""
+    equal = classes[:, :, None] == classes[:, None, :]
+    return int((equal & (numbers[:, :, None] != numbers[:, None, :])).sum() // 2)
+
+
+def _draw_numbers(classes: Any, numbers: Any, right: Any, curves: Any) -> Figure:
     import numpy as np
 
     from msdspn_jax import plots
 
-    target, shown = results["target"], 10
-    rows = {"target": target[:shown]} | {
-        label: results[label].minimum.sets[:shown] for label in ("iDSPN", "DSPN")
-    }
-    plots.save(plots.digits(rows), folder / "digits.png")
-    trajectory = results["iDSPN"].minimum.trajectory
-    plots.save(
-        plots.strip(
-            trajectory.sets[:, 0], target[0], as_digits=True, energy=trajectory.energy[:, 0]
-        ),
-        folder / "strip.png",
+    shown, n = 3, classes.shape[1]
+    figure = plots.new_figure(13, 1.9)
+    *panels, chart = figure.subplots(1, shown + 1, width_ratios=[1.15] * shown + [1])
+    names = ["input", *numbers]
+    for i, axes in enumerate(panels):
+        for row, name in enumerate(names):
+            for column in range(n):
+                place = (column, -row)
+                letter = "abcdefgh"[classes[i, column]]
+                wrong = row > 0 and not right[name][i, column]
+                text = letter if row == 0 else f"{letter}{numbers[name][i, column]}"
+                color = plots.SERIES[classes[i, column] % len(plots.SERIES)]
+                axes.scatter(*place, s=330, color=color, alpha=0.25 if wrong else 0.9, linewidths=0)
+                axes.text(*place, text, ha="center", va="center", fontsize=9,
+                          color=plots.SERIES[1] if wrong else "white")  # fmt: skip
+        axes.set(xlim=(-0.6, n - 0.4), ylim=(0.5 - len(names), 0.6), aspect="equal")
+        axes.set(xticks=[], yticks=[-row for row in range(len(names))])
+        axes.set_yticklabels(names if i == 0 else [], fontsize=9)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    panels[0].set_title(
+        "1. Equal elements need different numbers (faded: wrong)", fontsize=10, loc="left", pad=10
     )
-    window = 20
-    lines = {
-        label: np.convolve(results[label].losses, np.ones(window) / window, "valid")
-        for label in ("iDSPN", "DSPN")
-    }
-    plots.save(plots.lines(lines, xlabel="training step", ylabel="loss"), folder / "curves.png")
+    for color, (name, accuracy) in zip(plots.SERIES, curves.items(), strict=False):
+        window = np.ones(min(20, len(accuracy))) / min(20, len(accuracy))
+        chart.plot(100 * np.convolve(accuracy, window, "valid"), color=color, label=name)
+    chart.set(xlabel="training step", ylabel="sets all right, %", ylim=(-3, 103))
+    chart.legend(frameon=False, fontsize=8)
+    plots.plain_axes(chart)
+    return figure
+
+
+# --- 2: a set is a minimum ---
+
+
+def decode_digits(options: Demo, say: Callable[[str], None]) -> Figure:
+    """Train an autoencoder of digits; draw a set on its way down the energy."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from msdspn_jax import plots
+    from msdspn_jax.models.inner import Inner
+    from msdspn_jax.tasks.autoencoding import digits
+    from msdspn_jax.tasks.autoencoding.model import autoencoder
+    from msdspn_jax.training.config import Outer
+
+    config = digits.Config(
+        seed=options.seed,
+        steps=options.digits_steps,
+        batch_size=32,
+        learning_rate=0.03,
+        hidden_dim=128,
+        latent_dim=128,
+        min_intensity=9,
+        outer=Outer(optimizer="muon", schedule="linear"),
+        inner=Inner(num_steps=12, step_size=3.0),
+    )
+    sets = digits.load_point_sets(min_intensity=config.min_intensity).sets
+    val = jnp.asarray(sets[digits.split_indices(config.split_seed)["val"]])
+    say(
+        f"\n2. A set is a minimum. {len(sets):,} handwritten digits as sets of points,"
+        f" encoded into\n   {config.latent_dim} numbers and decoded by"
+        f" {config.inner.num_steps} steps down an energy."
+    )
+    task = digits.build(config)
+    variables, _ = train(task, config, "iDSPN")
+    decode = jax.jit(
+        lambda params: autoencoder(config, *val.shape[1:]).apply(
+            {"params": params}, val, return_trajectory=True
+        )
+    )
+    minimum: Any = jax.tree.map(np.asarray, decode(variables["params"]))
+    loss = task.evaluate(variables, "val", jax.random.key(options.seed))["loss"]
+    say(f"   Validation loss {float(loss):.4f}. Memory that the gradient of a batch needs:")
+    for steps in (12, 48):
+        at_minimum, through_all = (
+            _gradient_mebibytes(digits, config, model, steps) for model in ("idspn", "dspn")
+        )
+        say(
+            f"   {steps} steps: {at_minimum:.0f} MiB taken at the minimum (iDSPN),"
+            f" {through_all:.0f} MiB through all steps (DSPN)."
+        )
+    figure = plots.strip(
+        minimum.trajectory.sets[:, 0],
+        np.asarray(val[0]),
+        as_digits=True,
+        energy=minimum.trajectory.energy[:, 0],
+    )
+    figure.suptitle("2. A set is a minimum", fontsize=10, color="#e6e9ef", ha="left", x=0.01)
+    return figure
+
+
+def _gradient_mebibytes(digits: Any, config: Any, model: str, steps: int) -> float:
+    """Temporary memory of the compiled gradient; nothing is run."""
+    import dataclasses
+
+    import jax
+
+    inner = dataclasses.replace(config.inner, num_steps=steps)
+    task = digits.build(dataclasses.replace(config, model=model, inner=inner))
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    sets = jax.ShapeDtypeStruct((config.batch_size, *digits.load_point_sets(
+        min_intensity=config.min_intensity).sets.shape[1:]), "float32")  # fmt: skip
+    loss = lambda variables, sets: task.loss(  # noqa: E731
+        variables,
+        sets,
+        None,
+        stage=steps,
+        axis_name=None,  # type: ignore[arg-type]
+    )[0]
+    compiled = jax.jit(jax.grad(loss)).lower(variables, sets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+# --- 3: from an image to a set ---
+
+
+def find_the_objects(options: Demo, say: Callable[[str], None]) -> Figure:
+    """Render a scene and let the model in the box find its objects."""
+    import jax
+    import numpy as np
+
+    from msdspn_jax.clevr import objects, plots
+    from msdspn_jax.clevr.procedural import procedural_examples
+    from msdspn_jax.trained.weights import box_model_path, load_model
+
+    model = load_model(box_model_path())
+    config: Any = model.config
+    say(
+        f"\n3. From an image to a set. Two scenes are rendered at {config.size} pixels; the model"
+        " that comes\n   with the package finds what is in them."
+    )
+    keys = jax.random.split(jax.random.key(options.seed), 2)
+    images, true = (np.asarray(x) for x in jax.jit(
+        lambda keys: procedural_examples(keys, config.size, **config.render_options())
+    )(keys))  # fmt: skip
+    found = np.asarray(jax.jit(model.predict)(model.variables, images))
+    for i, (prediction, target) in enumerate(zip(found, true, strict=True)):
+        names, true_names = ([_name(o) for o in objects.decode(x)] for x in (prediction, target))
+        say(
+            f"   Scene {i + 1}: {_in_common(names, true_names)} of {len(true_names)} objects found"
+            " with the right size, color, material, shape."
+        )
+    return plots.scenes(list(images), list(found), list(true),
+                        titles=["3. From an image to a set", ""])  # fmt: skip
+
+
+def _name(o: Any) -> str:
+    return f"{o.size} {o.color} {o.material} {o.shape}"
+
+
+def _in_common(a: list[str], b: list[str]) -> int:
+    """Of two multisets of names, how many are in both."""
+    return sum(min(a.count(name), b.count(name)) for name in set(a))
+
+
+# --- what all acts need ---
+
+
+def train(task: Task, config: Any, label: str) -> tuple[Variables, dict[str, Any]]:
+    """A training loop without run folder: the trained variables, and each metric of each step."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from msdspn_jax._progress import ProgressBar
+    from msdspn_jax.training.state import init_state, run_keys, train_step
+
+    keys, slots = run_keys(config.seed), jnp.arange(config.batch_size)
+    data = () if task.data is None else (jax.tree.map(jnp.asarray, task.data()),)
+
+    @jax.jit
+    def some_steps(state, data):
+        def step(state, _):
+            batch = task.sample(keys.data, state.step, slots, *data)
+            state, metrics, _ = train_step(
+                task, state, batch, keys.noise, slots,
+                stage=task.stage(0), axis_name=None, max_inner_energy=1e6,
+            )  # fmt: skip
+            return state, metrics
+
+        return jax.lax.scan(step, state, None, length=chunk)
+
+    chunk = min(20, config.steps)
+    state = jax.jit(lambda key: init_state(task.init, task.optimizer, key))(keys.init)
+    history = []
+    with ProgressBar(f"   {label}", transient=True) as report:
+        for done in range(0, config.steps, chunk):
+            report(done, config.steps)
+            state, metrics = some_steps(state, data)
+            history.append(jax.tree.map(np.asarray, metrics))
+    return state.variables, jax.tree.map(lambda *x: np.concatenate(x), *history)
+
+
+def _save_stacked(figures: list[Figure], path: Path) -> None:
+    """Save figures below each other as one PNG, each as wide as the picture."""
+    import io
+
+    from PIL import Image
+
+    from msdspn_jax._files import write_bytes
+
+    rows = []
+    for figure in figures:
+        png = io.BytesIO()
+        figure.savefig(png, dpi=_WIDTH / figure.get_figwidth(), facecolor=figure.get_facecolor())
+        rows.append(Image.open(png).convert("RGB"))
+    gap = 24
+    height = sum(row.height for row in rows) + gap * (len(rows) - 1)
+    whole = Image.new("RGB", (_WIDTH, height), "white")
+    top = 0
+    for row in rows:
+        whole.paste(row, (0, top))
+        top += row.height + gap
+    png = io.BytesIO()
+    whole.save(png, "png", optimize=True)
+    write_bytes(path, png.getvalue())
