@@ -1,10 +1,15 @@
-"""Compiled programs kept between runs."""
+"""Compiled programs kept between runs, and traced ones."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from msdspn_jax._files import write_bytes
 
 VARIABLE = "MSDSPN_COMPILATION_CACHE"
 
@@ -41,3 +46,61 @@ def enable_compilation_cache() -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+def traced_once(function: Callable[..., Any], name: str, *settings: Any) -> Callable[..., Any]:
+    """``jax.jit(function)``, traced at most once on this machine where a cache is kept.
+
+    Short commands take longer to trace than to run. The traced program is kept beside the compiled
+    ones (`enable_compilation_cache`), under a name made of all that it depends on: ``name`` and
+    ``settings``, the shapes of the arguments, the files of this package, JAX's version, platform
+    and number types. Whatever is wrong with the file, the function is traced as ever.
+
+    Args:
+        function: of arrays, without side effects.
+        name: which function this is.
+        settings: all that it closes over, each with a ``repr`` that says what it is.
+    """
+    import jax
+    import jax.export
+
+    traced = jax.jit(function)
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if not folder:
+        return traced
+
+    def call(*arguments: Any) -> Any:
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.dtypes.result_type(x)), arguments
+        )
+        facts = (
+            name,
+            settings,
+            str(shapes),
+            _package_files(),
+            jax.__version__,
+            jax.default_backend(),
+            jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+        )
+        path = Path(folder) / f"traced-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
+        try:
+            exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        except Exception:  # Not there, or damaged: flatbuffers raises many types.
+            try:
+                exported = jax.export.export(traced)(*shapes)
+                write_bytes(path, bytes(exported.serialize()))
+            except Exception:  # A full disk, or what cannot be written down.
+                return traced(*arguments)
+        return jax.jit(exported.call)(*arguments)
+
+    return call
+
+
+def _package_files() -> list[tuple[str, int, int]]:
+    """Name, size and time of the package's files: another version traces another program."""
+    found = []
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        status = file.stat()
+        found.append((str(file), status.st_size, status.st_mtime_ns))
+    return found

@@ -95,9 +95,17 @@ class Render:
         import numpy as np
         from PIL import Image
 
+        from msdspn_jax._cache import traced_once
         from msdspn_jax.clevr.render.trace import render
+        from msdspn_jax.clevr.scene import Scene
 
         size = (320, 480) if self.full else self.size or _SIZE
+        rendered = traced_once(
+            lambda *scenes: render(Scene(*scenes), size, quality=self.quality),
+            "render",
+            size,
+            self.quality,
+        )
         entries = []
         with ProgressBar("rendering") as report:
             for total, scenes, batch in batches:
@@ -105,7 +113,7 @@ class Render:
                 # The last batch is filled up, so that one compiled program serves all.
                 rows = np.minimum(np.arange(min(_BATCH, total)), len(batch) - 1)
                 padded = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], scenes)
-                images = np.asarray(render(padded, size, quality=self.quality))
+                images = np.asarray(rendered(*padded))
                 for image, entry in zip(images, batch, strict=False):
                     png = io.BytesIO()
                     Image.fromarray(image).save(png, format="png")
@@ -137,19 +145,26 @@ class Render:
 
     def _drawn(self) -> Iterator[tuple[int, Any, list]]:
         import jax
-        import jax.numpy as jnp
+        import numpy as np
 
+        from msdspn_jax._cache import traced_once
         from msdspn_jax.clevr.sampling import sample_scenes_from_keys
-        from msdspn_jax.clevr.scene import scene_entry
+        from msdspn_jax.clevr.scene import Scene, scene_entry
 
         assert self.num is not None
         assert self.seed is not None
         width = min(_BATCH, self.num)
-        root = jax.random.key(self.seed)
         objects = (self.min_objects, self.max_objects)
+
+        root = jax.random.key_data(jax.random.key(self.seed))
+
+        def draw(root, numbers):
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(root), numbers)
+            return tuple(sample_scenes_from_keys(keys, num_objects=objects))
+
+        drawn = traced_once(draw, "scenes", objects)
         for start in range(0, self.num, width):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(root, start + jnp.arange(width))
-            scenes = jax.device_get(sample_scenes_from_keys(keys, num_objects=objects))
+            scenes = Scene(*jax.device_get(drawn(root, start + np.arange(width))))
             count = min(width, self.num - start)
             entries = [
                 scene_entry(jax.tree.map(lambda x, i=i: x[i], scenes), start + i, self.split)

@@ -1,0 +1,74 @@
+"""Traced programs kept on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from msdspn_jax import _cache
+
+
+@pytest.fixture
+def folder(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def counted(name="double", factor=2):
+    traces = []
+
+    def function(x):
+        traces.append(x.shape)
+        return factor * x
+
+    return _cache.traced_once(function, name, factor), traces
+
+
+def kept(folder):
+    return list(folder.glob("traced-*"))
+
+
+def test_a_second_call_traces_nothing_and_gives_the_same(folder):
+    x = jnp.arange(3.0)
+    first, traces = counted()
+    np.testing.assert_array_equal(first(x), 2 * x)
+    assert traces == [(3,)]
+    again, traces = counted()
+    np.testing.assert_array_equal(again(x), 2 * x)
+    assert traces == []
+
+
+def test_other_settings_shapes_types_and_files_are_other_programs(folder, monkeypatch):
+    x = jnp.arange(3.0)
+    counted()[0](x)
+    np.testing.assert_array_equal(counted(factor=3)[0](x), 3 * x)
+    np.testing.assert_array_equal(counted()[0](x[:2]), 2 * x[:2])
+    assert counted()[0](x.astype(jnp.int32)).dtype == jnp.int32
+    monkeypatch.setattr(_cache, "_package_files", list)
+    function, traces = counted()
+    function(x)
+    assert traces == [(3,)]
+    assert len(kept(folder)) == 5
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    x = jnp.arange(3.0)
+    counted()[0](x)
+    kept(folder)[0].write_bytes(b"\0" * 40)
+    for expected in ([(3,)], []):
+        function, traces = counted()
+        np.testing.assert_array_equal(function(x), 2 * x)
+        assert traces == expected
+
+
+def test_without_a_folder_or_with_a_full_disk_it_is_jit(folder, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(_cache, "write_bytes", full)
+    np.testing.assert_array_equal(counted()[0](jnp.ones(2)), 2 * jnp.ones(2))
+    assert not kept(folder)
+    jax.config.update("jax_compilation_cache_dir", None)
+    np.testing.assert_array_equal(counted()[0](jnp.ones(2)), 2 * jnp.ones(2))
