@@ -1,25 +1,50 @@
 #!/usr/bin/env bash
-# Everything in README.md, on a CPU. Safe to interrupt and to run again: finished runs are skipped.
+# The runs of README.md: autoencoding n vectors of n numbers, trained as published, then with Muon.
+# Finished runs are skipped, unfinished ones go on: stop it and start it again at will.
+#
+#   experiments/random_sets/run.sh [PART ...]     # default: all parts, the cheapest first
+#
+# Hours of one core with AVX-512 (130 GFLOP/s) are counted, see README.md; several may run at once.
 set -euo pipefail
-runs=${1:-runs/random-sets}
+cd "$(dirname "$0")/../.."
+MSDSPN=${MSDSPN:-msdspn}
+RUNS=${RUNS:-runs/random-sets}
 
-# The authors' setting: fresh sets at every step, batch 128, 1,280 validation sets, three seeds.
-compare() { # name, flags
-  msdspn train random-sets --fresh --val-size 1280 --inner.num-steps 10 --evaluate-every 250 \
-    --checkpoint-every 100 --resume auto --run-dir "$runs/$1" "${@:2}"
+train() { # n, inner steps, variant, seed, further flags
+  local name="n$1-steps$2-$3-seed$4" model=(--model idspn --inner.momentum 0.9)
+  case $3 in
+    dspn*) model=(--model dspn --inner.momentum 0) ;;
+    idspn-plain*) model=(--model idspn --inner.momentum 0) ;;
+  esac
+  $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \
+    "${model[@]}" --no-tensorboard --resume auto --run-dir "$RUNS/$name" "${@:5}"
 }
-for seed in 0 1 2; do
-  compare "idspn-4-4-s$seed" --seed "$seed" --set-size 4 --set-dim 4 --steps 1000
-  compare "idspn-8-8-s$seed" --seed "$seed" --set-size 8 --set-dim 8 --steps 1000
-  compare "dspn-8-8-s$seed" --seed "$seed" --set-size 8 --set-dim 8 --steps 500 \
-    --model dspn --inner.momentum 0.9
+muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.05)
+
+published() { # sizes: 10 and 20 inner steps, three variants, one seed; two at n = 8
+  for n in "$@"; do
+    for steps in 10 20; do
+      for variant in idspn idspn-plain dspn; do
+        train "$n" "$steps" "$variant" 0
+        if [[ $n == 8 ]]; then train "$n" "$steps" "$variant" 1; fi
+      done
+    done
+  done
+}
+
+for part in "${@:-small muon published large}"; do
+  for word in $part; do
+    case $word in
+      small) published 2 4 ;;
+      muon) # the same at n = 8, with another outer optimiser
+        for variant in idspn idspn-plain dspn; do
+          for steps in 10 20; do
+            for seed in 0 1; do train 8 "$steps" "$variant-muon" "$seed" "${muon[@]}"; done
+          done
+        done ;;
+      published) published 8 ;;
+      large) published 16 ;;
+      *) echo "run.sh: expected small, muon, published or large, got $word" >&2; exit 2 ;;
+    esac
+  done
 done
-
-# The shortened grid: n by d by inner steps by variant, 54 cells.
-grid() {
-  msdspn grid random-sets --grid-dir "$runs/grid" --fresh --val-size 640 --steps 200 \
-    --batch-size 32 --hidden-dim 128 --latent-dim 128 --replicates 3 --evaluate-every 200 \
-    --checkpoint-every 200 --variant idspn-momentum,idspn,dspn "$@"
-}
-grid --set-size 2,4,8 --set-dim 2,4,8 --inner.num-steps 10,20
-msdspn report random-sets --grid-dir "$runs/grid"

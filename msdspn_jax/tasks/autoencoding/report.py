@@ -28,7 +28,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Collect the finished cells of a grid into tables and charts.
+    """Collect finished runs into tables and charts; those that differ in the seed are one cell.
 
     Writes grid.md (the tables), grid.json (the numbers) and the charts by_n.png, by_d.png,
     by_inner_steps.png and equal_compute.png. The last, and the published readings, only where cells
@@ -36,13 +36,13 @@ class Report:
     """
 
     grid_dir: str = "runs/random-sets-grid"
-    """Folder of the cells: what msdspn grid random-sets wrote."""
+    """Folder of the runs: what msdspn grid random-sets wrote, or experiments/random_sets/run.sh."""
     out: str = "experiments/random_sets"
     """Where the report goes."""
 
 
 class Row(NamedTuple):
-    """A finished cell."""
+    """A cell: the finished runs of one setting, and the mean and deviation over their seeds."""
 
     n: int
     d: int
@@ -94,41 +94,57 @@ def variant_of(config: AutoencoderConfig) -> str:
         name += f", {inner.adjoint}"
     if inner.pool != "fspool":
         name += f", {inner.pool} pool"
-    return name + (", momentum" if inner.momentum else "")
+    name += ", momentum" if inner.momentum else ""
+    return name + (", Muon" if config.outer.optimizer == "muon" else "")
 
 
 def collect(folder: Path, runs: Runs) -> list[Row]:
     """The finished cells in a folder, in order of n, d, inner steps and variant."""
-    rows = []
+    cells: dict[str, list[tuple[Any, dict[str, Any], Path]]] = {}
     for run in finished_runs(folder, "random-sets"):
         config: Any = runs.read_config(run)[1]
-        record = read_record(run)
+        settings = config.resolved().numerical()
+        alike = {k: v for k, v in settings.items() if k not in ("seed", "replicates")}
         last = read_metrics(run, "val")[-1]
-        lines = read_metrics(run, "train")
-        # Null where there was no time but that of compiling.
-        speeds = [x["steps_per_second"] for x in lines if x["steps_per_second"] is not None]
-        rows.append(
-            Row(
-                n=config.set_size,
-                d=config.set_dim,
-                inner_steps=config.resolved_inner().num_steps,
-                variant=variant_of(config),
-                loss=last["loss"],
-                deviation=last.get("loss_std", 0.0),
-                replicates=config.replicates,
-                steps=config.steps,
-                steps_per_second=speeds[-1] if speeds else float("nan"),
-                devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
-                batch_size=config.batch_size,
-                hidden_dim=config.hidden_dim,
-            )
-        )
-    if not rows:
+        cells.setdefault(json.dumps(alike, sort_keys=True), []).append((config, last, run))
+    if not cells:
         raise UserError(
             "--grid-dir: expected a folder with finished cells of random-sets (see msdspn grid "
             f"--help), got {folder}"
         )
-    return sorted(rows)
+    return sorted(_row(members) for members in cells.values())
+
+
+def _row(members: list[tuple[Any, dict[str, Any], Path]]) -> Row:
+    # Seeds of one run come as their mean and population deviation, so that sums of squares add up.
+    counts = np.array([config.replicates for config, _, _ in members])
+    means = np.array([last["loss"] for _, last, _ in members])
+    variances = np.array([last.get("loss_std", 0.0) for _, last, _ in members]) ** 2
+    mean = np.average(means, weights=counts)
+    variance = np.average(variances + (means - mean) ** 2, weights=counts)
+    config, _, run = members[0]
+    record = read_record(run)
+    # Null where there was no time but that of compiling.
+    speeds = [
+        line["steps_per_second"]
+        for _, _, run in members
+        for line in read_metrics(run, "train")
+        if line["steps_per_second"] is not None
+    ]
+    return Row(
+        n=config.set_size,
+        d=config.set_dim,
+        inner_steps=config.resolved_inner().num_steps,
+        variant=variant_of(config),
+        loss=float(mean),
+        deviation=float(np.sqrt(variance)),
+        replicates=int(counts.sum()),
+        steps=config.steps,
+        steps_per_second=float(np.median(speeds)) if speeds else float("nan"),
+        devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
+        batch_size=config.batch_size,
+        hidden_dim=config.hidden_dim,
+    )
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
