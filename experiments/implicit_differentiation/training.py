@@ -1,0 +1,196 @@
+"""What a better gradient of the minimum buys: every adjoint at equal time, and its angle to exact.
+
+Trains iDSPN on random sets (n = d = 8) and on numbering (n = 8, 4 classes), everything alike but
+the adjoint, each for the same processor time, two seeds. On the way it measures the angle between
+the parameter gradient of that adjoint and the exact one, at the parameters it has then, on a fixed
+batch.
+
+    python experiments/implicit_differentiation/training.py [--seconds 240]
+
+writes training.json, training.md and training.png beside this file. Finished runs are kept in the
+JSON file and skipped: it may be stopped and started again. About 2 x 6 x 2 x SECONDS in all.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import msdspn_jax as ms
+from msdspn_jax import plots
+from msdspn_jax.models.inner import Inner
+from msdspn_jax.tasks.autoencoding import random_sets
+from msdspn_jax.tasks.numbering import task as numbering
+from msdspn_jax.training.state import init_state, run_keys, train_step
+
+FOLDER = Path(__file__).parent
+WAYS = {
+    "identity": ms.identity(),
+    "neumann(1)": ms.neumann(1),
+    "neumann(3)": ms.neumann(3),
+    "conjugate_gradient(3, damping=0.1)": ms.conjugate_gradient(3, damping=0.1),
+    "exact": ms.exact(),
+    "unrolled": ms.unrolled(),
+}
+SMALL = {"hidden_dim": 128, "latent_dim": 128, "fresh": True, "val_size": 1280}
+TASKS = {
+    "random sets": (
+        random_sets,
+        random_sets.Config(
+            set_size=8, set_dim=8, batch_size=64, inner=Inner(num_steps=20), **SMALL
+        ),
+    ),
+    "numbering": (
+        numbering,
+        numbering.Config(set_size=8, batch_size=64, inner=Inner(num_steps=20), **SMALL),
+    ),
+}
+SCORES = {"random sets": ("loss", "validation loss"), "numbering": ("macro_accuracy", "all right")}
+CHUNK = 50
+
+
+def with_adjoint(config, adjoint, seed):
+    """The configuration with another way to differentiate, and nothing else changed."""
+    inner = dataclasses.replace(config.resolved_inner(), adjoint=adjoint)
+    model = "dspn" if adjoint == ms.unrolled() else "idspn"
+    return dataclasses.replace(config, model=model, inner=inner, seed=seed)
+
+
+def gradient_of(task, keys, batch_size):
+    """The parameter gradient on a fixed batch, as one vector."""
+    slots = jnp.arange(batch_size)
+    noise = jax.vmap(lambda slot: jax.random.fold_in(keys.evaluation, slot))(slots)
+    batch = task.sample(keys.evaluation, 0, slots)
+
+    @jax.jit
+    def gradient(params):
+        loss = lambda params: task.loss(  # noqa: E731
+            {"params": params}, batch, noise, stage=task.stage(0), axis_name=None
+        )[0]
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(jax.grad(loss)(params))])
+
+    return gradient
+
+
+def run(name, way, seed, seconds):
+    """Train for so many seconds; scores by step and time, angles in degrees on the way."""
+    module, config = TASKS[name]
+    config = with_adjoint(config, WAYS[way], seed)
+    task, keys = module.build(config), run_keys(seed)
+    exact = module.build(with_adjoint(config, ms.exact(), seed))
+    slots = jnp.arange(config.batch_size)
+
+    @jax.jit
+    def some_steps(state):
+        def step(state, _):
+            batch = task.sample(keys.data, state.step, slots)
+            state, metrics, status = train_step(
+                task, state, batch, keys.noise, slots,
+                stage=task.stage(0), axis_name=None, max_inner_energy=1e6,
+            )  # fmt: skip
+            return state, (metrics["loss"], status)
+
+        return jax.lax.scan(step, state, None, length=CHUNK)
+
+    gradients = [gradient_of(t, keys, config.batch_size) for t in (task, exact)]
+    state = jax.jit(lambda key: init_state(task.init, task.optimizer, key))(keys.init)
+    jax.block_until_ready(some_steps(state))  # Compiled before the clock runs.
+    lines, spent, next_look = [], 0.0, 0.0
+    while True:
+        if spent >= next_look or spent >= seconds:
+            ours, true = (gradient(state.params) for gradient in gradients)
+            cosine = ours @ true / (jnp.linalg.norm(ours) * jnp.linalg.norm(true))
+            scores = task.evaluate(state.variables, "val", keys.evaluation)
+            lines.append(
+                {
+                    "step": int(state.step),
+                    "seconds": spent,
+                    "angle": float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
+                    "score": float(scores[SCORES[name][0]]),
+                    "skipped": int(state.skipped),
+                }
+            )
+            next_look += seconds / 12
+        if spent >= seconds:
+            return lines
+        start = time.process_time()
+        state, _ = jax.block_until_ready(some_steps(state))
+        spent += time.process_time() - start
+
+
+def draw(runs):
+    """Score and angle by time, a column a task."""
+    figure = plots.new_figure(10, 5.6)
+    axes = figure.subplots(2, len(TASKS), sharex="col")
+    for column, name in enumerate(TASKS):
+        for color, way in zip(plots.SERIES, WAYS, strict=True):
+            found = [r["lines"] for r in runs if (r["task"], r["way"]) == (name, way)]
+            for number, lines in enumerate(found):
+                label = way if number == 0 else None
+                at = [line["seconds"] for line in lines]
+                for row, key in enumerate(("score", "angle")):
+                    values = [line[key] for line in lines]
+                    axes[row, column].plot(at, values, color=color, label=label, lw=1.4)
+        axes[0, column].set(title=name, ylabel=SCORES[name][1])
+        axes[1, column].set(xlabel="processor seconds", ylabel="angle to exact, degrees")
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    for axis in axes.flat:
+        plots.plain_axes(axis)
+    return figure
+
+
+def table(runs):
+    """Mean over the seeds, as Markdown."""
+    lines = ["| adjoint | " + " | ".join(
+        f"{name}: {SCORES[name][1]} | steps | angle at the start, middle, end" for name in TASKS
+    ) + " |", "|---" * (1 + 3 * len(TASKS)) + "|"]  # fmt: skip
+    for way in WAYS:
+        cells = [f"`{way}`"]
+        for name in TASKS:
+            found = [r["lines"] for r in runs if (r["task"], r["way"]) == (name, way)]
+            if not found:
+                cells += ["", "", ""]
+                continue
+            scores = [lines[-1]["score"] for lines in found]
+            form = "{:.1%}" if name == "numbering" else "{:.4f}"
+            cells.append(", ".join(form.format(score) for score in scores))
+            cells.append(f"{np.mean([lines[-1]['step'] for lines in found]):.0f}")
+            angles = [[lines[i]["angle"] for lines in found] for i in (0, len(found[0]) // 2, -1)]
+            cells.append(", ".join(f"{np.mean(angle):.0f}°" for angle in angles))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    """Run what is not in the JSON file yet, then write table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=240, help="processor time of each run")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
+    options = parser.parse_args()
+    path = options.out / "training.json"
+    record = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    record |= {"jax": jax.__version__, "seconds": options.seconds}
+    for seed in (0, 1):
+        for name in TASKS:
+            for way in WAYS:
+                if any(
+                    (r["task"], r["way"], r["seed"]) == (name, way, seed) for r in record["runs"]
+                ):
+                    continue
+                lines = run(name, way, seed, options.seconds)
+                record["runs"].append({"task": name, "way": way, "seed": seed, "lines": lines})
+                path.write_text(json.dumps(record, indent=1) + "\n")
+                print(name, way, seed, lines[-1], flush=True)
+    (options.out / "training.md").write_text(table(record["runs"]))
+    plots.save(draw(record["runs"]), options.out / "training.png")
+    print(table(record["runs"]))
+
+
+if __name__ == "__main__":
+    main()
