@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
 
 HELP = """\
 usage: msdspn report TASK [flags]
+       msdspn report all [flags]
 
 Collect the finished runs of a task into the paper's tables and charts, with the published
 numbers beside ours. Each task has its own flags:
   msdspn report TASK --help
 
+all: every task that has finished runs, then the summary table of the README.
+
 Tasks: {tasks}
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Every table and figure from the runs there are, and the README's summary from them.
+
+    A task without finished runs keeps the tables that it has.
+    """
+
+    runs: Path = Path("runs")
+    """Folder to search for finished runs, at any depth."""
+    experiments: Path = Path("experiments")
+    """Where the reports go, a folder a task; each has its part of the summary, summary.json."""
+    readme: Path = Path("README.md")
+    """The page whose table is made anew."""
+
+
+#: Where the report of a task goes, and in which order the summary lists them. Folders without a
+#: task have scripts that write their part.
+FOLDERS = {
+    "numbering": "class_specific_numbering",
+    "random-sets": "random_sets",
+    "clevr": "clevr",
+    None: "benchmarks",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -23,9 +54,34 @@ def main(argv: list[str]) -> int:
         print(HELP.format(tasks=", ".join(reported)), end="")
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
+    if name == "all":
+        return _all(rest)
     module = tasks.load(name)
     if not hasattr(module, "report"):
         raise UserError(f"there is no report for {name}; msdspn show RUN summarises a run")
     from msdspn_jax.trained import run
 
     return module.report(rest, run)
+
+
+def _all(argv: list[str]) -> int:
+    import tyro
+
+    from msdspn_jax.tasks import summary
+    from msdspn_jax.trained import run
+    from msdspn_jax.training.run_folder import finished_runs
+
+    options = tyro.cli(All, prog="msdspn report all", args=argv)
+    for task, folder in FOLDERS.items():
+        if task is None or not finished_runs(options.runs, tasks.canonical(task)):
+            continue
+        flags = ["--runs", str(options.runs), "--out", str(options.experiments / folder)]
+        tasks.load(task).report(flags, run)
+    results = summary.read_results(options.experiments / folder for folder in FOLDERS.values())
+    if not results:
+        raise UserError(
+            f"--experiments: expected folders with summary.json, got {options.experiments}"
+        )
+    summary.put_into(options.readme, summary.table(results))
+    print(f"{len(results)} results in the table of {options.readme}")
+    return 0

@@ -243,6 +243,16 @@ def is_finished(folder: Path) -> bool:
     return any(line["step"] >= steps for line in read_metrics(folder, "val"))
 
 
+def training_hours(folder: str | Path) -> float:
+    """Hours that the steps of a run took, compiling and evaluating aside, from its metrics."""
+    seconds, last = 0.0, 0
+    for line in read_metrics(folder, "train"):
+        if line.get("steps_per_second"):
+            seconds += (line["step"] - last) / line["steps_per_second"]
+        last = line["step"]
+    return seconds / 3600
+
+
 def finished_runs(root: Path, task: str) -> list[Path]:
     """Folders below `root` that hold a finished run of a task."""
     folders = []

@@ -21,6 +21,7 @@ from msdspn_jax.commands import grid
 from msdspn_jax.commands import train as train_command
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import Inner
+from msdspn_jax.tasks import summary
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.config import as_flags
 
@@ -247,7 +248,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
         line = {"step": steps, "split": "val", "loss": loss, "loss_std": loss / 10}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
-    argv = ["report", "random-sets", "--grid-dir", str(tmp_path / "grid"), "--out", str(out)]
+    argv = ["report", "random-sets", "--runs", str(tmp_path / "grid"), "--out", str(out)]
     assert cli.main(argv) == 0
     text = (out / "grid.md").read_text()
     assert "| 8 | 8 | 10 | 0.0400 ± 0.0040 |  | 0.0100 ± 0.0010 |" in text
@@ -259,6 +260,23 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     assert ("0.009 / 0.005" in text) == (steps == 20_000)
     assert (out / "equal_compute.png").exists() == (steps == 20_000)
     assert cli.main([*argv[:3], str(tmp_path / "nothing")]) == 2
+    # The summary holds what is comparable, and other experiments' rows as they stand.
+    (tmp_path / "benchmarks").mkdir()
+    other = summary.Result("speed", "", "3 | 4", "small", "0.1", "msdspn bench layer")
+    summary.write_results(tmp_path / "benchmarks", [other], "layer")
+    page = tmp_path / "README.md"
+    argv = ["report", "all", "--runs", str(tmp_path / "grid"), "--experiments", str(tmp_path)]
+    page.write_text("before\n")
+    assert cli.main([*argv, "--readme", str(page)]) == 2
+    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    assert cli.main([*argv, "--readme", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith(f"before\n{summary.BEGIN}\n| experiment |")
+    assert text.endswith("| `msdspn bench layer` |\n" + summary.END + "\nafter\n")
+    assert "old" not in text
+    assert "3 \\| 4" in text
+    row = "| 0.028; 0.009; 0.003 (DSPN; iDSPN; with momentum) | 0.0400; 0.0100 |"
+    assert (row in text) == (steps == 20_000)
 
 
 @pytest.mark.slow

@@ -351,7 +351,7 @@ def test_report(tmp_path, capsys):
     )
     train(build(config), config)
     output = tmp_path / "report"
-    argv = ["--runs", str(tmp_path), "--output", str(output)]
+    argv = ["--runs", str(tmp_path), "--out", str(output)]
     assert numbering_report.report(argv, trained_runs) == 0
     text = (output / "results.md").read_text()
     assert "test split, 2 seeds" in text

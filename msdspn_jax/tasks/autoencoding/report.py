@@ -14,7 +14,13 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
 from msdspn_jax.tasks.runs import Runs
-from msdspn_jax.training.run_folder import finished_runs, read_metrics, read_record
+from msdspn_jax.tasks.summary import Result, write_results
+from msdspn_jax.training.run_folder import (
+    finished_runs,
+    read_metrics,
+    read_record,
+    training_hours,
+)
 
 # Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
 # many steps of this batch with this width.
@@ -35,9 +41,9 @@ class Report:
     with n = d = 8 were trained as the paper's.
     """
 
-    grid_dir: str = "runs/random-sets-grid"
-    """Folder of the runs: what msdspn grid random-sets wrote, or experiments/random_sets/run.sh."""
-    out: str = "experiments/random_sets"
+    runs: Path = Path("runs")
+    """Folder to search for finished runs, at any depth."""
+    out: Path = Path("experiments/random_sets")
     """Where the report goes."""
 
 
@@ -56,6 +62,7 @@ class Row(NamedTuple):
     devices: str
     batch_size: int
     hidden_dim: int
+    hours: float
 
     @property
     def comparable(self) -> bool:
@@ -68,8 +75,8 @@ def report(argv: list[str], runs: Runs) -> int:
     import tyro
 
     options = tyro.cli(Report, prog="msdspn report random-sets", args=argv)
-    rows = collect(Path(options.grid_dir), runs)
-    out = Path(options.out)
+    rows = collect(options.runs, runs)
+    out = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = tables(rows)
@@ -77,6 +84,7 @@ def report(argv: list[str], runs: Runs) -> int:
         numbers = json.dumps([row._asdict() for row in rows], indent=1)
         (out / "grid.json").write_text(numbers + "\n")
         charts(rows, out)
+        write_results(out, summary(rows))
     except OSError as error:
         raise UserError(
             f"--out: expected a folder that can be written, got {out} ({error.strerror})"
@@ -109,7 +117,7 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
         cells.setdefault(json.dumps(alike, sort_keys=True), []).append((config, last, run))
     if not cells:
         raise UserError(
-            "--grid-dir: expected a folder with finished cells of random-sets (see msdspn grid "
+            "--runs: expected a folder with finished cells of random-sets (see msdspn grid "
             f"--help), got {folder}"
         )
     return sorted(_row(members) for members in cells.values())
@@ -144,6 +152,7 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]]) -> Row:
         devices=f"{', '.join(record['devices'])} × {record['num_devices']}",
         batch_size=config.batch_size,
         hidden_dim=config.hidden_dim,
+        hours=sum(training_hours(run) for _, _, run in members),
     )
 
 
@@ -222,6 +231,35 @@ def tables(rows: Sequence[Row]) -> str:
         )
         text += " |\n"
     return text
+
+
+def summary(rows: Sequence[Row]) -> list[Result]:
+    """Rows for the README: the variants at n = d = 8 that were trained as the paper's."""
+    results = []
+    for steps, at in ((10, 0), (20, 1)):
+        found = {
+            row.variant: row
+            for row in rows
+            if (row.n, row.d, row.inner_steps) == (8, 8, steps) and row.comparable
+        }
+        shown = [name for name in PUBLISHED if name in found]
+        shown += sorted(found.keys() - PUBLISHED.keys())
+        if not shown:
+            continue
+        seeds = sorted({found[name].replicates for name in shown})
+        results.append(
+            Result(
+                f"[random sets](experiments/random_sets/README.md), n = d = 8, {steps} inner steps,"
+                f" validation loss, {'; '.join(shown)}",
+                "; ".join(str(PUBLISHED[name][at]) for name in PUBLISHED)
+                + " (DSPN; iDSPN; with momentum)",
+                "; ".join(f"{found[name].loss:.4f}" for name in shown),
+                f"as published, {'/'.join(map(str, seeds))} seeds",
+                f"{sum(found[name].hours for name in shown):.1f}",
+                "experiments/random_sets/run.sh",
+            )
+        )
+    return results
 
 
 def charts(rows: Sequence[Row], out: Path) -> None:

@@ -12,8 +12,9 @@ from msdspn_jax.clevr.metrics import AP_THRESHOLDS
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.clevr.config import Config
 from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
-from msdspn_jax.training.run_folder import finished_runs, read_metrics
+from msdspn_jax.training.run_folder import finished_runs, read_metrics, training_hours
 
 # What makes a run comparable with the published ones (paper, section 4.3).
 PUBLISHED_SETTING = {"size": 128, "set_size": 10, "max_objects": 10}
@@ -67,6 +68,7 @@ class Row(NamedTuple):
     scores: Mapping[str, float]
     by_inner_steps: Mapping[str, Mapping[str, float]]
     """Scores on validation images by number of inner steps; empty without an inner loop."""
+    hours: float
 
     @property
     def comparable(self) -> bool:
@@ -98,6 +100,7 @@ def report(argv: list[str], runs: Runs) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         write_text(options.out / "results.md", text)
         write_text(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
+        write_results(options.out, summary(rows))
         figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
         plots.save(figure, options.out / "curves.png")
     except OSError as error:
@@ -121,7 +124,9 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
         config: Any = runs.read_config(run)[1]
         tried = run / "figures" / "inner_steps.json"
         by_steps = json.loads(tried.read_text()) if tried.exists() else {}
-        rows.append(Row("", config, read_metrics(run), scores["test"], by_steps))
+        rows.append(
+            Row("", config, read_metrics(run), scores["test"], by_steps, training_hours(run))
+        )
     if waiting:
         names = ", ".join(map(str, waiting))
         raise UserError(
@@ -167,6 +172,24 @@ def table(rows: Sequence[Row]) -> str:
         lines += ["", "No run saw 128 x 128 images of up to ten objects, so none is set beside the"]
         lines[-1] += " published ones."
     return "\n".join(lines) + "\n"
+
+
+def summary(rows: Sequence[Row]) -> list[Result]:
+    """A row for the README: AP0.5 per image of every model."""
+    published = {name: cells[2] for name, _, cells in PUBLISHED}
+    first = rows[0].config
+    return [
+        Result(
+            "[CLEVR](experiments/clevr/README.md), AP0.5 per image, %, "
+            + "; ".join(row.label for row in rows),
+            "; ".join(published.get(NAMES[row.config.model], "") for row in rows)
+            + " (slot models: by the other protocol, DSPN: not known to us)",
+            "; ".join(_percent(row.scores, "ap_0.5") for row in rows),
+            f"{first.size} x {first.size}, {first.min_objects} to {first.max_objects} objects",
+            f"{sum(row.hours for row in rows):.1f}",
+            "msdspn train clevr",
+        )
+    ]
 
 
 def inner_steps_table(rows: Sequence[Row]) -> str:

@@ -22,8 +22,9 @@ from msdspn_jax.tasks.numbering.equivariance import (
 )
 from msdspn_jax.tasks.numbering.model import build_model
 from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
-from msdspn_jax.training.run_folder import finished_runs
+from msdspn_jax.training.run_folder import finished_runs, training_hours
 from msdspn_jax.training.state import run_keys
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, at n = 64 with 4 classes,
@@ -61,8 +62,8 @@ class Options:
 
     runs: Path = Path("runs")
     """Folder to search for finished runs of this task."""
-    output: Path = Path("experiments/class_specific_numbering")
-    """Where to write results.md, results.json, accuracy.png (and equivariance.md)."""
+    out: Path = Path("experiments/class_specific_numbering")
+    """Where to write results.md, results.json, summary.json, accuracy.png (and equivariance.md)."""
     split: Literal["test", "val"] = "test"
     """Which split to score the best checkpoint on. Scores are kept in the run folder."""
     equivariance: bool = False
@@ -102,24 +103,25 @@ def report(argv: list[str], runs: Runs) -> int:
             "--runs: expected a folder with finished runs of numbering (train one with 'msdspn "
             f"train numbering --run-dir RUN'), got {options.runs}"
         )
-    options.output.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     groups = group_by_settings(scores)
     text = "\n\n".join(
         _section(settings, members, options.split) for settings, members in groups.items()
     )
-    _write(options.output / "results.md", text)
-    _write(options.output / "results.json", json.dumps(_records(scores), indent=1) + "\n")
+    _write(options.out / "results.md", text)
+    _write(options.out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
     from msdspn_jax import plots
 
     for number, members in enumerate(groups.values()):
         name = "accuracy.png" if number == 0 else f"accuracy_{number + 1}.png"
-        plots.save(accuracy_figure(table(members)), options.output / name)
+        plots.save(accuracy_figure(table(members)), options.out / name)
+    write_results(options.out, summary(groups))
     print(text)
     if options.equivariance:
         text = equivariance_table(scores, runs)
-        _write(options.output / "equivariance.md", text)
+        _write(options.out / "equivariance.md", text)
         print(text)
-    print(f"\nwritten to {options.output}")
+    print(f"\nwritten to {options.out}")
     return 0
 
 
@@ -224,6 +226,32 @@ def accuracy_figure(rows: Mapping[tuple[str, bool], Mapping[int, Cell]]):
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def summary(groups: Mapping[str, Sequence[Scores]]) -> list[Result]:
+    """Rows for the README: iDSPN and DSPN trained on 640 samples, the largest n there is."""
+    settings, scores = max(groups.items(), key=lambda group: group[1][0].config.set_size)
+    cells = table(scores)
+    found = {name: cells.get((name, False), {}).get(640) for name in ("idspn", "dspn")}
+    if None in found.values():
+        return []
+    counted = [score for score in scores if score.config.model in found]
+    steps = {score.config.steps for score in counted}
+    seeds = min(cell.seeds for cell in found.values() if cell)
+    return [
+        Result(
+            "[numbering](experiments/class_specific_numbering/README.md), sets entirely right, %,"
+            " iDSPN; DSPN",
+            "; ".join("{:.1f}±{:.1f}".format(*PUBLISHED[name][640]) for name in found),
+            "; ".join(str(cell) for cell in found.values()),
+            f"n = {scores[0].config.set_size}, 640 samples, "
+            + "/".join(f"{n:,}" for n in sorted(steps))
+            + f" steps, {seeds} seeds"
+            + ("" if settings == "published settings" else "; smaller or other settings"),
+            f"{sum(training_hours(score.folder) for score in counted):.1f}",
+            "experiments/class_specific_numbering/run.sh",
+        )
+    ]
 
 
 # --- which equivariance ---

@@ -1,0 +1,87 @@
+"""The summary table of the README: paper's number, ours, size of run, hours, command.
+
+Every report writes its rows beside its other results, as summary*.json. ``msdspn report all`` puts
+them together, so that no number is copied by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from msdspn_jax._files import write_text
+from msdspn_jax.errors import UserError
+
+FILE = "summary{}.json"
+BEGIN, END = "<!-- msdspn report all: begin -->", "<!-- msdspn report all: end -->"
+_HEAD = ("experiment", "published", "ours", "size of our run", "hours", "command")
+
+
+class Result(NamedTuple):
+    """A row.
+
+    Attributes:
+        experiment: what was done and measured, the first words a link to the page if wanted.
+        published: the paper's number, and whose it is if not the paper's.
+        ours: as precise as it is sure.
+        size: what our run is smaller in, and the number of seeds.
+        hours: of training, on what.
+        command: that makes the runs.
+    """
+
+    experiment: str
+    published: str
+    ours: str
+    size: str
+    hours: str
+    command: str
+
+
+def write_results(folder: Path, results: Sequence[Result], part: str = "") -> None:
+    """Write the rows of one experiment, or of a part of it, into its folder."""
+    rows = [result._asdict() for result in results]
+    write_text(
+        Path(folder) / FILE.format(part and f"_{part}"),
+        json.dumps(rows, indent=1, ensure_ascii=False) + "\n",
+    )
+
+
+def read_results(folders: Iterable[Path]) -> list[Result]:
+    """The rows of these experiments, in this order; folders without any have none.
+
+    Raises:
+        UserError: a file that was not written by `write_results`.
+    """
+    results = []
+    for folder in folders:
+        for path in sorted(Path(folder).glob(FILE.format("*"))):
+            try:
+                results += [Result(**row) for row in json.loads(path.read_text())]
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}: not a summary of results ({error})") from error
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    for result in results:
+        cells = [cell.replace("|", "\\|") for cell in result[:-1]]
+        lines.append("| " + " | ".join([*cells, f"`{result.command}`"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what stands between the two marks of a page.
+
+    Raises:
+        UserError: the page has not both marks, in this order.
+    """
+    content = page.read_text()
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{page}: expected the marks {BEGIN} and {END} around its table")
+    write_text(page, f"{before}{BEGIN}\n{text}{END}{after}")
