@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The runs of README.md at the published size: n = 64, 4 classes. Finished runs are skipped,
+# unfinished ones go on: stop it and start it again at will.
+#
+#   experiments/class_specific_numbering/run.sh [PART ...]     # default: muon published others more
+#
+# Baselines get the steps that iDSPN's processor time would allow them: see OTHERS below.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+MSDSPN=${MSDSPN:-msdspn}
+RUNS=${RUNS:-runs/numbering}
+
+train() { # name, flags
+  $MSDSPN train numbering --test-size 6400 --val-size 1280 --no-tensorboard --resume auto \
+    --run-dir "$RUNS/$1" "${@:2}"
+}
+muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.02 --outer.average 0.999)
+tenth=(--steps 5000 --evaluate-every 500 --checkpoint-every 250)
+
+for part in "${@:-muon published others more}"; do
+  for word in $part; do
+    case $word in
+      muon) # a tenth of the published steps, two seeds
+        for seed in 0 1; do train "idspn-muon-s$seed" --seed "$seed" "${muon[@]}" "${tenth[@]}"; done ;;
+      published) # as published, as far as it gets
+        train idspn-s0 --checkpoint-every 250 ;;
+      others) # one seed each
+        train dspn-muon-s0 --model dspn "${muon[@]}" --steps 2000 --evaluate-every 500 \
+          --checkpoint-every 250
+        train bilstm-s0 --model bilstm --augment --steps 25000 --evaluate-every 2500
+        train transformer-pe-s0 --model transformer-pe --augment --steps 15000 --evaluate-every 2500
+        train transformer-random-pe-s0 --model transformer-random-pe --steps 15000 \
+          --evaluate-every 2500 ;;
+      more) # ten times the samples
+        train idspn-muon-6400-s0 --train-size 6400 "${muon[@]}" "${tenth[@]}" ;;
+      *) echo "run.sh: expected muon, published, others or more, got $word" >&2; exit 2 ;;
+    esac
+  done
+done
