@@ -23,13 +23,14 @@ from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import ENCODER_CASES
 
 HERE = Path(__file__).parent
-PEERS = ("ours", "torch", "torch-compiled", "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
-OTHER_PYTHON = ("torch", "torch-compiled", "torchdeq", "optimistix")
+TORCH = ("torch", "torch-compiled", "torch-bfloat16")
+PEERS = ("ours", *TORCH, "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
+OTHER_PYTHON = (*TORCH, "torchdeq", "optimistix")
 # jaxopt descends without a projection; on numbering the linear solve of Optimistix fails.
 NOT_FOR_NUMBERING = ("jaxopt", "optimistix")
 ENCODERS = {f"encoder-{name}": case for name, case in ENCODER_CASES.items() if name != "tiny"}
 # The image encoder is compared with PyTorch alone.
-FOR_ENCODERS = ("ours", "torch", "torch-compiled")
+FOR_ENCODERS = ("ours", *TORCH)
 CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering", "cloud", *ENCODERS)
 
 

@@ -4,6 +4,7 @@ Run by compare.py, with an interpreter that has torch (and torchdeq): reads "for
 lines, answers with wall-clock and processor seconds. Imports nothing of msdspn_jax. Runs on a GPU
 where torch finds one; "tensorfloat32" as the last argument allows its products in tf32.
 
+"torch-bfloat16" multiplies in bfloat16 (torch.autocast), which is fast where the processor knows it.
 "torch-compiled" is the same through torch.compile. As that cannot go backward through
 torch.autograd.grad, the inner gradient is torch.func.grad's there.
 """
@@ -199,6 +200,9 @@ def main():
     if compiled:
         # The backward pass of a compiled forward is compiled as well.
         layer.forward, layer.value = torch.compile(layer.forward), torch.compile(layer.value)
+    if peer == "torch-bfloat16":
+        mixed = torch.autocast("cpu", torch.bfloat16)
+        layer.forward, layer.value = mixed(layer.forward), mixed(layer.value)
     print(json.dumps({"ready": peer, "version": torch.__version__, "gpu": on_gpu}), flush=True)
     for line in sys.stdin:
         run = layer.forward if line.strip() == "forward" else layer.step

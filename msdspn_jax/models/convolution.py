@@ -15,7 +15,8 @@ output                 a convolution that XLA knows; for small maps, 1x1 and few
 gradient of the input  stride 1: a forward convolution with the flipped kernel; otherwise products
                        for every position of the kernel, shifted and added
 gradient of the kernel small maps: a forward convolution of the transposed input, with the
-                       cotangent as its kernel; otherwise windowsᵀ @ cotangent
+                       cotangent as its kernel; otherwise windowsᵀ @ cotangent, with few channels
+                       rows of windowsᵀ @ rows of windows of the cotangent
 =====================  ============================================================================
 
 Windows are made for as many positions at a time as fit the cache.
@@ -47,6 +48,8 @@ _KERNEL_UP_TO = 16
 # Inputs of fewer channels (a stem's) are gathered into windows: the library takes channels one
 # vector at a time, and most of a vector would be empty.
 _FEW_CHANNELS = 8
+# Up to so many channels, copying a window costs more than multiplying it: windows of one row then.
+_ROWS_UP_TO = 32
 # Rows of windows in one product. With a thousand they stay in the second level of the cache, and
 # the product is long enough to run at full rate.
 _ROWS = 1024
@@ -243,6 +246,8 @@ def _kernel_gradient_on_cpu(
     channels = x.shape[-1]
     if h * w <= _KERNEL_UP_TO and channels >= _FEW_CHANNELS:
         return _kernel_gradient_as_convolution(cotangent, x, size=size, how=how)
+    if how.strides == (1, 1) and _FEW_CHANNELS <= channels <= _ROWS_UP_TO:
+        return _kernel_gradient_by_rows(cotangent, x, size=size, how=how)
     # The small side on the left, which is packed once: up to twice as fast as the other way round.
     kind = jnp.promote_types(x.dtype, jnp.float32)
     num, windows = _windows_in_pieces(x, size, how)
@@ -282,6 +287,40 @@ def _kernel_gradient_as_convolution(
         precision=how.precision,
     )
     return gradient.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_by_rows(
+    cotangent: jax.Array, x: jax.Array, *, size: tuple[int, int], how: _How
+) -> jax.Array:
+    """Windows of one row of the input, times those of one column of the cotangent.
+
+    Row i of the kernel meets row y of the cotangent at row y + i of the input. So for each row of
+    the input, the cotangent's rows above it stand side by side, and one product gives all pairs.
+    """
+    n, h, w, features = cotangent.shape
+    kh, kw = size
+    rows = h + kh - 1
+    images = _divisor(n, _ROWS // (rows * w))
+    x = jnp.pad(x, ((0, 0), *how.padding, (0, 0)))
+    cotangent = jnp.pad(cotangent, ((0, 0), (kh - 1, kh - 1), (0, 0), (0, 0)))
+
+    def add(i, total):
+        a, b = (lax.dynamic_slice_in_dim(array, i * images, images) for array in (x, cotangent))
+        across = _concatenate([a[:, :, j : j + w] for j in range(kw)])
+        down = _concatenate([b[:, kh - 1 - k : kh - 1 - k + rows] for k in range(kh)])
+        return total + lax.dot_general(
+            across.reshape(-1, across.shape[-1]),
+            down.reshape(-1, down.shape[-1]),
+            (((0,), (0,)), ((), ())),
+            precision=how.precision,
+            preferred_element_type=total.dtype,
+        )
+
+    kind = jnp.promote_types(x.dtype, jnp.float32)
+    start = jnp.zeros((kw * x.shape[-1], kh * features), kind)
+    total = lax.fori_loop(0, n // images, add, vary_like(start, cotangent, x))
+    gradient = total.reshape(kw, x.shape[-1], kh, features).transpose(2, 0, 1, 3)
+    return gradient.astype(x.dtype)
 
 
 def _windows_in_pieces(
