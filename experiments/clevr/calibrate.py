@@ -2,10 +2,11 @@
 
     python experiments/clevr/calibrate.py [--model FILE] [--num 2000] [--dry-run]
 
-Renders fresh procedural scenes, fits a logistic curve to the presence of every predicted element
-(half of the scenes) and judges it by the other half. The fit goes into the weights file (by default
-that of the model in the box), where `msdspn predict` and `msdspn export` find it; calibration.json
-and reliability.png go beside this script. Run it again whenever the model is another.
+Renders fresh procedural scenes, fits a logistic curve of presence and clearness (in
+`msdspn_jax.trained.calibration`) to half of them, and judges it by the other half. The fit goes
+into the weights file (by default that of the model in the box), where `msdspn predict` and `msdspn
+export` find it; calibration.json and reliability.png go beside this script. Run it again whenever
+the model is another.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from msdspn_jax import plots
 from msdspn_jax.bench.layer import device_name
 from msdspn_jax.clevr import plots as clevr_plots
 from msdspn_jax.clevr.metrics import right_within
-from msdspn_jax.clevr.objects import CLEVR_LAYOUT
+from msdspn_jax.clevr.objects import CLEVR_LAYOUT, PRESENCE_THRESHOLD
 from msdspn_jax.tasks.clevr.data import load_split
-from msdspn_jax.tasks.clevr.scores import predict_all
+from msdspn_jax.tasks.clevr.scores import predict_all, score
 from msdspn_jax.trained import calibration as calibrating
 from msdspn_jax.trained.weights import box_model_path, load_model, set_calibration
 
@@ -33,16 +34,24 @@ SEED = 20_001
 
 
 def judged(model, num):
-    """Presence of the elements predicted for fresh scenes, which are right, and real objects."""
+    """The sets predicted for fresh scenes, which of their elements are right, and the true sets."""
     config = dataclasses.replace(
         model.config, data="procedural", data_seed=SEED, val_size=num, cache_dir=None
     )
     images, objects = (np.asarray(x) for x in load_split(config, "val"))
     key = jax.random.key(0)
     found, _ = predict_all(model.predictor, model.variables, images, objects, key)
-    presence = found[..., CLEVR_LAYOUT.presence]
-    real = (objects[..., CLEVR_LAYOUT.presence] > 0.5).sum(axis=1)
-    return presence, right_within(found, objects, calibrating.DISTANCE), real
+    return found, right_within(found, objects, calibrating.DISTANCE), objects
+
+
+def number_of(objects):
+    """How many real objects sets have."""
+    return int((objects[..., CLEVR_LAYOUT.presence] > PRESENCE_THRESHOLD).sum())
+
+
+def precisions(sets, objects):
+    """Average precision by both protocols, as `msdspn predict --scenes` prints it."""
+    return {k: v for k, v in score(sets, objects).items() if "ap_" in k and "mean" not in k}
 
 
 def main():
@@ -53,25 +62,28 @@ def main():
     parser.add_argument("--dry-run", action="store_true", help="leave the weights file alone")
     options = parser.parse_args()
     model = load_model(options.model)
-    presence, right, real = judged(model, options.num)
+    sets, right, objects = judged(model, options.num)
     half = options.num // 2
-    fitted = calibrating.fit(presence[:half], right[:half], int(real[:half].sum()))
+    fitted = calibrating.fit(sets[:half], right[:half], number_of(objects[:half]))
 
-    presence, right, number = presence[half:], right[half:], int(real[half:].sum())
-    score = np.asarray(fitted.score(presence))
+    sets, right, objects = sets[half:], right[half:], objects[half:]
+    number, presence = number_of(objects), sets[..., CLEVR_LAYOUT.presence]
+    scores = np.asarray(fitted.score(sets))
+    scored = sets.copy()
+    scored[..., CLEVR_LAYOUT.presence] = scores
     curves = {
         "presence, as it is": calibrating.reliability(presence, right),
-        "calibrated score": calibrating.reliability(score, right),
+        "calibrated score": calibrating.reliability(scores, right),
     }
     thresholds = np.linspace(0, 1, 101)
     kept = np.array(
-        [calibrating.precision_and_recall(score, right, number, t) for t in thresholds]
+        [calibrating.precision_and_recall(scores, right, number, t) for t in thresholds]
     ).T
     figure = clevr_plots.reliability(
         curves, threshold=fitted.threshold, by_threshold=(thresholds, *kept)
     )
     plots.save(figure, options.out / "reliability.png")
-    precision, recall = calibrating.precision_and_recall(score, right, number, fitted.threshold)
+    precision, recall = calibrating.precision_and_recall(scores, right, number, fitted.threshold)
     found = {
         "step": model.step,
         "device": device_name(),
@@ -81,6 +93,9 @@ def main():
         "held_out_scenes": options.num - half,
         "precision": precision,
         "recall": recall,
+        # What ranks objects decides as well: it is the score in `msdspn predict`.
+        "ranked_by_presence": precisions(sets, objects),
+        "ranked_by_score": precisions(scored, objects),
         "error": {name: error for name, (_, _, error) in curves.items()},
         "bins": {
             name: {"score": means.tolist(), "right": shares.tolist()}

@@ -1,15 +1,14 @@
-"""Scores that are probabilities: the presence that a model gives, calibrated on other scenes.
+"""Scores that are probabilities: what a model gives, calibrated on scenes with known objects.
 
-Models are trained towards a presence of 1 for objects and 0 for none. How often an object of a
-certain presence is right is another question, which scenes with known objects answer: a logistic
-curve of the presence, fitted to it (Platt, 1999). It rises, so objects stay in their order and
-average precision stays as it is.
+Models are trained towards a presence of 1 for objects and 0 for none. Whether an object is *right*,
+all four words and nearly the place, is another question: it depends as well on how clear the words
+are. The score is a logistic curve (Platt, 1999) of two numbers: the presence, and the lead, by how
+much the most doubtful of the four words beats the next one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
 #: How close, in CLEVR units, an object of the same four words must be for a prediction to be right.
 DISTANCE = 1.0
@@ -39,9 +38,13 @@ _BINS = 10
 class Calibration:
     """What makes a score of a presence, and from which score on an object is shown.
 
+    The score is 1 / (1 + exp(-(presence * p + lead * l + offset))) of an object with presence p
+    and lead l.
+
     Attributes:
-        scale: of the presence; positive.
-        offset: the score is 1 / (1 + exp(-(scale * presence + offset))).
+        presence: weight of the presence; positive.
+        lead: weight of the lead; at least 0.
+        offset: a constant.
         threshold: the score from which on to show objects, 0 to 1.
         scenes: how many scenes it was fitted to.
 
@@ -49,39 +52,56 @@ class Calibration:
         ValueError: a value out of its range.
 
     Example:
-        >>> calibration = Calibration(scale=8.0, offset=-4.0, threshold=0.5, scenes=1000)
-        >>> float(calibration.score(0.5))
-        0.5
+        >>> calibration = Calibration(
+        ...     presence=8.0, lead=0.0, offset=-4.0, threshold=0.5, scenes=1000
+        ... )
+        >>> nobody = np.zeros((1, 19))
+        >>> bool(calibration.score(nobody)[0] < 0.02)
+        True
     """
 
-    scale: float
+    presence: float
+    lead: float
     offset: float
     threshold: float
     scenes: int
 
     def __post_init__(self) -> None:
         """Refuse what gives no score."""
-        for name in ("scale", "offset", "threshold"):
+        for name in ("presence", "lead", "offset", "threshold", "scenes"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value!r:.80}")
-        if not 0 < self.scale <= _LARGEST or not abs(self.offset) <= _LARGEST:
-            raise ValueError(f"scale, offset: out of range, got {self.scale} and {self.offset}")
+            if type(value) not in (int, float) or not abs(value) <= _LARGEST:
+                raise ValueError(f"{name}: expected a number up to {_LARGEST:g}, got {value!r:.80}")
+        if not (self.presence > 0 and self.lead >= 0):
+            raise ValueError(
+                f"presence, lead: expected > 0 and >= 0, got {self.presence} and {self.lead}"
+            )
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold: expected a number from 0 to 1, got {self.threshold}")
-        _check.require_positive("scenes", self.scenes)
 
-    def score(self, presence: Float[AnyArray, "*any"] | float) -> Float[Array, "*any"]:
-        """The probability that objects of this presence are right; jittable."""
-        return jax.nn.sigmoid(self.scale * jnp.asarray(presence, jnp.float32) + self.offset)
+    def score(self, sets: Float[AnyArray, "*sets n 19"]) -> Float[Array, "*sets n"]:
+        """The probability of every element of sets to be right; jittable."""
+        presence, lead = jnp.unstack(jnp.asarray(clues(jnp.asarray(sets))), axis=-1)
+        return jax.nn.sigmoid(self.presence * presence + self.lead * lead + self.offset)
 
     def to_json(self) -> dict[str, Any]:
         """As `Calibration(**...)` takes it."""
         return dataclasses.asdict(self)
 
 
+def clues(sets: Float[AnyArray, "*sets n 19"]) -> Float[AnyArray, "*sets n 2"]:
+    """What the score of an element depends on: its presence, and its lead."""
+    xp = jnp if isinstance(sets, jax.Array) else np
+    leads = []
+    for features in CLEVR_LAYOUT.attributes.values():
+        best = xp.sort(sets[..., features], axis=-1)
+        leads.append(best[..., -1] - best[..., -2])
+    lead = xp.min(xp.stack(leads), axis=0)
+    return xp.stack([sets[..., CLEVR_LAYOUT.presence], lead], axis=-1)
+
+
 def fit(
-    presence: Float[np.ndarray, "scenes n"],
+    sets: Float[np.ndarray, "scenes n 19"],
     right: Bool[np.ndarray, "scenes n"],
     num_objects: int,
 ) -> Calibration:
@@ -91,8 +111,8 @@ def fit(
     many of the real objects are among them).
 
     Args:
-        presence: of every predicted element.
-        right: whether that element is right, see `clevr.metrics.right_within`.
+        sets: predicted, as the model gives them.
+        right: whether each element is right, see `clevr.metrics.right_within`.
         num_objects: real objects in all scenes together.
 
     Raises:
@@ -100,48 +120,56 @@ def fit(
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> presence = rng.uniform(size=(500, 10)).astype(np.float32)
-        >>> right = rng.uniform(size=presence.shape) < 1 / (1 + np.exp(4 - 8 * presence))
-        >>> calibration = fit(presence, right, int(right.sum()))
-        >>> 7 < calibration.scale < 9, -5 < calibration.offset < -3
+        >>> sets = rng.uniform(size=(500, 10, 19))
+        >>> chance = 1 / (1 + np.exp(4 - 8 * sets[..., 18]))
+        >>> right = rng.uniform(size=chance.shape) < chance
+        >>> calibration = fit(sets, right, int(right.sum()))
+        >>> 7 < calibration.presence < 9, calibration.lead < 1
         (True, True)
     """
     if right.all() or not right.any():
         raise ValueError("right: expected elements that are right and others that are not")
-    x, y = np.asarray(presence, np.float64).ravel(), right.ravel()
-    # Around the mean, in units of the spread: Newton's steps are good from the start.
-    middle, spread = x.mean(), max(x.std(), 1e-12)
-    design = np.stack([(x - middle) / spread, np.ones_like(x)], 1)
+    x, y = clues(np.asarray(sets, np.float64)).reshape(-1, 2), right.ravel()
     # As Platt: not 1 and 0, so that what can be told apart has a finite curve.
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
+    presence, lead, offset = _logistic(x, target)
+    if lead < 0:  # Noise: clear words make no object less likely.
+        (presence, offset), lead = _logistic(x[:, :1], target), 0.0
+    if not presence > 0:
+        raise ValueError("sets: expected elements of more presence to be right more often")
+    score = 1 / (1 + np.exp(-(x @ [presence, lead] + offset)))
+    return Calibration(
+        presence=float(presence),
+        lead=float(lead),
+        offset=float(offset),
+        threshold=round(_best_threshold(score, y, num_objects), 3),
+        scenes=len(sets),
+    )
+
+
+def _logistic(x: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Weights of the columns of ``x`` and a constant, of least logistic loss."""
+    # Around the mean, in units of the spread: Newton's steps are good from the start.
+    middle, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-12)
+    design = np.concatenate([(x - middle) / spread, np.ones((len(x), 1))], axis=1)
 
     def loss(weights: np.ndarray) -> float:
         logits = design @ weights
         return float(np.mean(np.logaddexp(0, logits) - target * logits))
 
-    weights = np.zeros(2)
+    weights = np.zeros(design.shape[1])
     for _ in range(100):
         share = 1 / (1 + np.exp(-design @ weights))
         gradient = design.T @ (share - target) / len(x)
         hessian = (design * (share * (1 - share))[:, None]).T @ design / len(x)
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        length = 1.0
-        while loss(weights - length * step) > loss(weights) and length > 1e-6:
-            length /= 2
-        weights = weights - length * step
-        if np.abs(length * step).max() < 1e-10:
+        step = np.linalg.solve(hessian + 1e-12 * np.eye(len(weights)), gradient)
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > 1e-10:
+            step /= 2
+        weights = weights - step
+        if np.abs(step).max() < 1e-10:
             break
-    scale = float(weights[0] / spread)
-    if not scale > 0:
-        raise ValueError("presence: expected objects of more presence to be right more often")
-    offset = float(weights[1] - scale * middle)
-    score = 1 / (1 + np.exp(-(scale * x + offset)))
-    return Calibration(
-        scale=scale,
-        offset=offset,
-        threshold=round(_best_threshold(score, y, num_objects), 3),
-        scenes=len(presence),
-    )
+    scaled = weights[:-1] / spread
+    return np.append(scaled, weights[-1] - scaled @ middle)
 
 
 def _best_threshold(score: np.ndarray, right: np.ndarray, num_objects: int) -> float:

@@ -63,7 +63,7 @@ class Model(NamedTuple):
         versions: of the packages that the file was written with.
         task_name: the word on the command line.
         source: the file or run folder that it was read from.
-        calibration: what makes a probability of the presence; None if nobody has fitted it.
+        calibration: what makes scores that are probabilities; None if nobody has fitted it.
     """
 
     config: TrainConfig
@@ -108,8 +108,7 @@ class Model(NamedTuple):
         found = self.predictor.predict(variables, images, keys, inner_steps=inner_steps).objects
         if self.calibration is None:
             return found
-        presence = found[..., CLEVR_LAYOUT.presence]
-        return found.at[..., CLEVR_LAYOUT.presence].set(self.calibration.score(presence))
+        return found.at[..., CLEVR_LAYOUT.presence].set(self.calibration.score(found))
 
 
 def sees(config: Any) -> str:

@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,6 @@ NOTES = "notes.json"
 _OLD_NOTES = Path("notes") / "metadata"
 # What an interrupted save, of this version or of orbax, and an interrupted deletion leave behind.
 _SAVING, _DELETING, _ORBAX = ".saving-", ".deleting-", "orbax-checkpoint-tmp"
-# Seconds that process 0 waits for what the others write; and where the run has failed already.
-_PATIENCE, _LAST_PATIENCE = 600.0, 10.0
 
 
 class Restored(NamedTuple):
@@ -62,10 +59,6 @@ class Checkpoints:
     Saves are asynchronous and atomic: a checkpoint is there whole or not at all, and has its name
     only once all of it is on the disk. A seal lists every file in it with its SHA-256, so that
     whatever is damaged later is noticed before any of it is used.
-
-    The state is the same in all processes, so each writes a share of its arrays: as folders that
-    process 0 gathers. They find each other by the names of these folders alone, in a file system
-    that all must see: a process that is gone leaves nothing to wait for but its share.
     """
 
     def __init__(
@@ -89,13 +82,9 @@ class Checkpoints:
         self.folder = folder.absolute()
         self.set_aside_at_opening: list[tuple[Path, str]] = []
         self._keep, (self._metric, self._mode) = keep, monitor
-        self._process, self._processes = jax.process_index(), jax.process_count()
-        self._leader = self._process == 0
+        self._leader = jax.process_index() == 0
         self._saving: concurrent.futures.Future[None] | None = None
         self._read_back = False
-        self._deadline = 0.0
-        # The last step saved or read, by this process.
-        self._newest: int | None = None
         self._values: dict[int, float | None] = {}
         if read_only or not self._leader:
             return
@@ -117,10 +106,9 @@ class Checkpoints:
     def save(
         self, state: PyTree, step: int, notes: dict[str, Any], metrics: dict[str, float] | None
     ) -> None:
-        """Begin to save ``state`` (host arrays that nobody changes); all processes call this.
+        """Begin to save ``state`` (host arrays that nobody changes); process 0 alone writes.
 
-        Each of them writes its share; process 0 puts the shares together, and reads its first save
-        back before this returns.
+        The first save is read back before this returns.
 
         Args:
             state: what to save.
@@ -132,26 +120,23 @@ class Checkpoints:
             UserError: this or the save before could not be written.
         """
         self.wait()
-        # Not whether the folder is there: process 0 makes it while the others may be here already.
-        if step == self._newest:
+        path = self.folder / str(step)
+        if not self._leader or path.exists():
             return
-        self._newest = step
         size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
-        if self._leader and free < size + (1 << 16):
+        if free < size + (1 << 16):
             raise self._full(step, f"{size:,} bytes wanted, {free:,} free")
         notes = notes | {
             "checksum": checksum(state),
             "metrics": metrics,
             "shapes": shapes_of(state),
-            "shares": self._processes,
         }
         self._saving_step = step
-        self._deadline = time.monotonic() + _PATIENCE
         executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving = executor.submit(self._write, state, step, notes)
         executor.shutdown(wait=False)
-        if self._leader and not self._read_back:
+        if not self._read_back:
             self.wait()
             try:
                 self.read(step, state)
@@ -164,50 +149,19 @@ class Checkpoints:
 
     def _write(self, state: PyTree, step: int, notes: dict[str, Any]) -> None:
         path, making = self.folder / str(step), self.folder / f"{_SAVING}{step}"
-        if not self._leader:
-            self._write_share(state, step)
-            return
-        if path.exists():
-            return
-        _make_empty(making)
-        if self._processes == 1:
-            _save_arrays(making, "state", state)
-        else:
-            self._write_share(state, step)
-            self._gather_shares(step, making)
+        if making.exists():
+            shutil.rmtree(making)
+        making.mkdir()
+        with _without_wildcards(making) as plain, _orbax() as (orbax, args):
+            orbax.save(plain / "state", args=args.StandardSave(state))
         (making / NOTES).write_text(json.dumps(notes))
         (making / SEAL).write_text(_seal(making))
-        _sync_all(making)
+        for folder, _, files in os.walk(making):
+            for name in (*files, "."):
+                _files.sync(Path(folder) / name)
         making.rename(path)
         _files.sync(self.folder)
         self._delete_what_is_not_kept()
-
-    def _share(self, step: int, process: int) -> Path:
-        return self.folder / f"{_SAVING}{step}.{process}"
-
-    def _write_share(self, state: PyTree, step: int) -> None:
-        """Write what falls to this process; its folder has its name once it is on the disk."""
-        share = self._share(step, self._process)
-        making = share.with_name(f"{share.name}.part")
-        _make_empty(making)
-        mine = shares_of(state, self._processes)[self._process]
-        if mine:
-            _save_arrays(making, "state", mine)
-        _sync_all(making)
-        making.rename(share)
-
-    def _gather_shares(self, step: int, making: Path) -> None:
-        """Wait for all shares, and move them to where they belong."""
-        for process in range(self._processes):
-            share = self._share(step, process)
-            while not share.exists():
-                if time.monotonic() > self._deadline:
-                    raise UserError(
-                        f"checkpoint of step {step}: nothing of process {process} came to"
-                        f" {self.folder}, a folder that all processes must see"
-                    )
-                time.sleep(0.02)
-            share.rename(making / f"share{process}")
 
     def _delete_what_is_not_kept(self) -> None:
         steps = self.steps()
@@ -229,13 +183,11 @@ class Checkpoints:
         try:
             saving.result()
         except Exception as error:
-            if self._leader:
-                shutil.rmtree(self.folder / f"{_SAVING}{self._saving_step}", ignore_errors=True)
+            shutil.rmtree(self.folder / f"{_SAVING}{self._saving_step}", ignore_errors=True)
             raise self._explained(error, self._saving_step) from error
 
     def settle(self) -> None:
-        """Wait like `wait`, but not long for others, and let no error hide the one reported."""
-        self._deadline = min(self._deadline, time.monotonic() + _LAST_PATIENCE)
+        """Wait like `wait`, but let nothing that fails hide the error being reported."""
         with contextlib.suppress(Exception):
             self.wait()
 
@@ -294,14 +246,14 @@ class Checkpoints:
             _require_same_shapes(path, notes["shapes"], shapes_of(like))
         template = jax.tree.map(lambda x: np.empty(np.shape(x), np.asarray(x).dtype), like)
         try:
-            state = _read_arrays(path, template, notes.get("shares", 1))
+            with _without_wildcards(path) as plain, _orbax() as (orbax, args):
+                state = orbax.restore(plain / "state", args=args.StandardRestore(template))
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"checkpoint {path}: {reason}") from error
         state = jax.tree.map(np.asarray, state)
         if checksum(state) != notes["checksum"]:
             raise UserError(f"checkpoint {path}: its arrays do not match their checksum")
-        self._newest = step
         return Restored(step, state, notes, [])
 
     def read_latest(self, like: PyTree) -> Restored | None:
@@ -431,53 +383,6 @@ def shapes_of(tree: PyTree) -> dict[str, str]:
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def shares_of(tree: PyTree, number: int) -> list[dict[str, Any]]:
-    """A tree's arrays by name, dealt out to so many: the largest first, to whom has least."""
-    arrays = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    shares: list[dict[str, Any]] = [{} for _ in range(number)]
-    sizes = [0] * number
-    for name in sorted(arrays, key=lambda name: -np.asarray(arrays[name]).nbytes):
-        least = sizes.index(min(sizes))
-        shares[least][name] = arrays[name]
-        sizes[least] += np.asarray(arrays[name]).nbytes
-    return shares
-
-
-def _save_arrays(folder: Path, name: str, tree: PyTree) -> None:
-    with _without_wildcards(folder) as plain, _orbax() as (orbax, args):
-        orbax.save(plain / name, args=args.StandardSave(tree))
-
-
-def _read_arrays(path: Path, template: PyTree, number: int) -> PyTree:
-    """The arrays of a checkpoint that so many processes wrote."""
-    with _without_wildcards(path) as plain, _orbax() as (orbax, args):
-        if number == 1:
-            return orbax.restore(plain / "state", args=args.StandardRestore(template))
-        found: dict[str, Any] = {}
-        for process, share in enumerate(shares_of(template, number)):
-            if share:
-                folder = plain / f"share{process}" / "state"
-                found |= orbax.restore(folder, args=args.StandardRestore(share))
-    return jax.tree_util.tree_map_with_path(
-        lambda key, _: found[jax.tree_util.keystr(key, simple=True, separator="/")], template
-    )
-
-
-def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-
-
-def _sync_all(folder: Path) -> None:
-    for inside, _, files in os.walk(folder):
-        for name in (*files, "."):
-            _files.sync(Path(inside) / name)
 
 
 def _require_same_shapes(path: Path, saved: dict[str, str], asked: dict[str, str]) -> None:

@@ -160,9 +160,6 @@ def test_killed_and_resumed_with_another_number_of_processes(
             process.communicate()
     begun = saved.steps()[-1]
     assert 4 <= begun < STEPS
-    # Each process wrote its share of it.
-    shares = (saved.folder / str(begun)).glob("share*")
-    assert {p.name for p in shares if any(p.iterdir())} == {f"share{i}" for i in range(first)}
 
     finish(start(folder, images, then))
     record = run_folder.read_record(folder)
