@@ -105,9 +105,7 @@ def main():
     (options.out / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
     if not options.dry_run:
         set_calibration(options.model, fitted)
-    print(
-        json.dumps({name: found[name] for name in ("calibration", "precision", "recall", "error")})
-    )
+    print(json.dumps({name: value for name, value in found.items() if name != "bins"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_what_cannot_be_calibrated_is_refused():
         calibration.fit(sets, sets[..., 18] < 0.5, 10)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
     "change",
     [{"presence": 0.0}, {"lead": -1.0}, {"offset": float("nan")}, {"threshold": 1.5},
