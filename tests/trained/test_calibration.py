@@ -102,6 +102,7 @@ def test_a_weights_file_keeps_it_and_predictions_have_it(path):
     np.testing.assert_allclose(scored[..., 18], FITTED.score(raw), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize("value", [7, {"presence": 1}, FITTED.to_json() | {"threshold": 9}])
 def test_a_damaged_calibration_is_told(path, value):
     class Wrong:
