@@ -95,30 +95,36 @@ def average_precision_per_image(
 
     Arguments and errors as in `average_precision`. NaN for an image without real objects.
     """
-    prediction, target, real = _check_sets(prediction, target, layout)
     thresholds = _check_thresholds(thresholds)
-    order = np.argsort(-prediction[..., layout.presence], axis=1, kind="stable")
-    prediction = np.take_along_axis(prediction, order[..., None], axis=1)
-    distance = _distance_where_alike(prediction, target, real, layout)
-
-    images, n, _ = distance.shape
-    rows = np.arange(images)
-    taken_distance = np.empty((images, n))
-    for rank in range(n):
-        closest = np.argmin(distance[:, rank], axis=1)
-        taken_distance[:, rank] = distance[rows, rank, closest]
-        # A row of infinities has no object to take, and its argmin must not take one.
-        found = np.isfinite(taken_distance[:, rank])
-        distance[rows[found], :, closest[found]] = np.inf
-
+    taken_distance, num_real = _taken_in_turn(prediction, target, layout)
+    n = taken_distance.shape[1]
     right = taken_distance[:, None, :] < thresholds[:, None]
     true_positives = np.cumsum(right, axis=-1)
     precision = true_positives / np.arange(1, n + 1)
-    num_real = real.sum(axis=1)
     with np.errstate(invalid="ignore"):
         recall = true_positives / num_real[:, None, None]
     area = _area(precision, recall)
     return np.where(num_real[:, None] > 0, area, np.nan)
+
+
+def right_within(
+    prediction: Float[AnyArray, "images n d"],
+    target: Float[AnyArray, "images m d"],
+    distance: float,
+    *,
+    layout: ObjectLayout = CLEVR_LAYOUT,
+) -> Bool[np.ndarray, "images n"]:
+    """Which predictions are right, by the rule of protocol ``"per_image"``.
+
+    All attributes are those of an object closer than ``distance`` that no more confident prediction
+    has taken. Arguments and errors as in `average_precision`; in the order of the predictions.
+    """
+    (checked,) = _check_thresholds([distance])
+    taken_distance, _ = _taken_in_turn(prediction, target, layout)
+    order = np.argsort(-np.asarray(prediction)[..., layout.presence], axis=1, kind="stable")
+    right = np.empty(order.shape, bool)
+    np.put_along_axis(right, order, taken_distance < checked, axis=1)
+    return right
 
 
 def precision_recall(
@@ -198,6 +204,30 @@ def mean_by_number_of_objects(
     num_real = (target[..., layout.presence] > PRESENCE_THRESHOLD).sum(axis=1)
     numbers = np.unique(num_real[num_real > 0])
     return {int(number): values[num_real == number].mean(axis=0) for number in numbers}
+
+
+def _taken_in_turn(
+    prediction: AnyArray, target: AnyArray, layout: ObjectLayout
+) -> tuple[Float[np.ndarray, "images n"], Int[np.ndarray, " images"]]:
+    """How far the object is that each prediction takes, the most confident first, and their number.
+
+    Each takes the closest object with its attributes that is not yet taken; infinite where there is
+    none.
+    """
+    prediction, target, real = _check_sets(prediction, target, layout)
+    order = np.argsort(-prediction[..., layout.presence], axis=1, kind="stable")
+    prediction = np.take_along_axis(prediction, order[..., None], axis=1)
+    distance = _distance_where_alike(prediction, target, real, layout)
+    images, n, _ = distance.shape
+    rows = np.arange(images)
+    taken = np.empty((images, n))
+    for rank in range(n):
+        closest = np.argmin(distance[:, rank], axis=1)
+        taken[:, rank] = distance[rows, rank, closest]
+        # A row of infinities has no object to take, and its argmin must not take one.
+        found = np.isfinite(taken[:, rank])
+        distance[rows[found], :, closest[found]] = np.inf
+    return taken, real.sum(axis=1)
 
 
 class _Ranked(NamedTuple):

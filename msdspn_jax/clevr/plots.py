@@ -33,6 +33,9 @@ _Sets = Float[np.ndarray, "images _ 19"] | Sequence[Float[np.ndarray, "_ 19"]]
 # Positions of the columns of words, in shares of the width of their panel.
 _PLACES = {"number": 0.0, "size": 0.09, "color": 0.25, "material": 0.43, "shape": 0.61}
 _NUMBERS = {"distance": 0.93, "score": 1.08}
+# Of the names in an image: their size, their height in shares of the image's, and the mean width
+# of a letter in shares of that.
+_NAME_POINTS, _NAME_HEIGHT, _LETTER_WIDTH = 7, 0.042, 0.58
 
 
 def scene(
@@ -72,12 +75,13 @@ def scenes(
 ) -> Figure:
     """A grid of images with their objects.
 
-    A predicted object is a numbered circle, as large as its size says, in its predicted color. A
-    true object is a dashed white circle, and a line joins it to the prediction it is paired with
-    (the assignment of least squared distance over all features). In the list beside the image,
-    wrong words are red, with the distance in CLEVR units and the presence score behind; then come
-    the true objects that no prediction was left for, and predictions of no object are red
-    altogether.
+    A predicted object is a circle, as large as its size says, in its predicted color, with its
+    number, color and shape beside it. A true object is a dashed white circle, and a line joins it
+    to the prediction it is paired with (the assignment of least squared distance over all
+    features). In the list beside the image, wrong words are red, with the distance in CLEVR units
+    and the score behind; then come the true objects that no prediction was left for, and
+    predictions of no object are red altogether. A name in the image is red if any of the four words
+    is wrong. The image is drawn at about 480 x 320 pixels, CLEVR's own.
 
     Args:
         images: any size; squashed ones are shown in the camera's proportions again.
@@ -171,6 +175,42 @@ def curves_by_model(
     return figure
 
 
+def reliability(
+    curves: Mapping[str, tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"], float]],
+    *,
+    threshold: float,
+    by_threshold: tuple[Float[np.ndarray, " t"], ...],
+) -> Figure:
+    """How well scores are kept (left), and what a threshold on them keeps (right).
+
+    Args:
+        curves: name -> what `calibration.reliability` returns: mean score and share that is right
+            by bin, and the mean distance between the two.
+        threshold: the default.
+        by_threshold: thresholds; precision and recall at each.
+    """
+    figure = new_figure(8.4, 3.5)
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color=QUIET, lw=0.9, ls=(0, (3, 2)))
+    for (name, (means, shares, error)), color in zip(
+        curves.items(), _cycle(len(curves)), strict=True
+    ):
+        label = f"{name} (off by {100 * error:.1f} points)"
+        left.plot(means, shares, "o-", color=color, ms=4, lw=1.5, label=label)
+    left.set(xlabel="score", ylabel="share that is right", ylim=(-0.02, 1.02))
+    thresholds, precision, recall = by_threshold
+    for values, name, color in zip(
+        (precision, recall), ("precision", "recall"), SERIES, strict=False
+    ):
+        right.plot(thresholds, values, color=color, lw=1.5, label=name)
+    right.axvline(threshold, color=QUIET, lw=0.9, ls=(0, (3, 2)), label=f"default, {threshold:g}")
+    right.set(xlabel="threshold on the score", xlim=(0, 1), ylim=(-0.02, 1.02))
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+        plain_axes(axes)
+    return figure
+
+
 def precision_recall_curves(curves: Mapping[str, PrecisionRecall]) -> Figure:
     """Precision against recall over the whole data set, one line a name."""
     figure = new_figure(4.2, 3.6)
@@ -257,13 +297,16 @@ def _draw_image(
     axes.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    outline = [withStroke(linewidth=2.2, foreground="#000000a0")]
+    outline = [withStroke(linewidth=2.2, foreground="#000000c0")]
+    discs = [_disc(camera, o, width, height) for o in found]
     for o in true:
         (x, y), radius = _disc(camera, o, width, height)
         ring: Any = _circle(x, y, radius, color="white", lw=0.9, ls=(0, (3, 2)))
         axes.add_patch(ring)
-    for number, (o, matched) in enumerate(zip(found, partner, strict=True), 1):
-        (x, y), radius = _disc(camera, o, width, height)
+    names = [f"{number} {o.color} {o.shape}" for number, o in enumerate(found, 1)]
+    places = _places([len(name) for name in names], discs, width, height)
+    for o, matched, name, disc, place in zip(found, partner, names, discs, places, strict=True):
+        (x, y), radius = disc
         rgb = np.array(objects.COLOR_RGB[objects.COLORS.index(o.color)]) / 255
         right = matched != UNMATCHED and o.words == true[matched].words
         ring = _circle(x, y, radius, color=rgb, lw=1.5)
@@ -273,9 +316,55 @@ def _draw_image(
             there, _ = _disc(camera, true[matched], width, height)
             axes.plot([x, there[0]], [y, there[1]], color="white", lw=0.9, path_effects=outline)
         axes.annotate(
-            str(number), (x, y), ha="center", va="center", fontsize=8, weight="bold",
-            color="white" if right or not true else "#ff8090", path_effects=outline,
+            name, place, ha="center", va="center", fontsize=_NAME_POINTS, weight="bold",
+            color="white" if right or not true else "#ff98a4", path_effects=outline,
+            annotation_clip=False,
         )  # fmt: skip
+
+
+def _places(
+    lengths: Sequence[int], discs: Sequence[tuple[Any, float]], width: float, height: float
+) -> list[tuple[float, float]]:
+    """Where to write names of so many letters: close to their circles, over little else.
+
+    Names come one after the other; each takes the best of the places around its circle, by what it
+    would cover of the names before, of circles, and of the outside of the image.
+    """
+    tall = _NAME_HEIGHT * height
+    boxes: list[tuple[float, float, float, float]] = []
+    places = []
+    for i, (length, ((x, y), radius)) in enumerate(zip(lengths, discs, strict=True)):
+        wide = _LETTER_WIDTH * tall * length
+        beside, above = radius + wide / 2 + 2, radius + tall / 2 + 1
+        around = [(0, above), (0, -above), (beside, 0), (-beside, 0)]
+        around += [(a * beside * 0.7, b * above * 0.8) for a in (1, -1) for b in (1, -1)]
+        around += [(0, above + tall), (0, -above - tall), (0, 0)]
+
+        def cost(place: tuple[float, float], x=x, y=y, wide=wide, i=i) -> float:
+            box = _box(x + place[0], y + place[1], wide, tall)
+            inside = _common(box, (0, 0, width, height))
+            names = sum(_common(box, other) for other in boxes)
+            circles = sum(
+                _common(box, _box(*centre, 1.6 * r, 1.6 * r)) * (0.5 if k == i else 1)
+                for k, (centre, r) in enumerate(discs)
+            )
+            far = np.hypot(*place) / (x + y + height)
+            return 5 * (wide * tall - inside) + 4 * names + circles + far
+
+        dx, dy = min(around, key=cost)
+        boxes.append(_box(x + dx, y + dy, wide, tall))
+        places.append((float(x + dx), float(y + dy)))
+    return places
+
+
+def _box(x: float, y: float, wide: float, tall: float) -> tuple[float, float, float, float]:
+    return x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2
+
+
+def _common(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """The area that two boxes share."""
+    sides = (min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1]))
+    return max(sides[0], 0.0) * max(sides[1], 0.0)
 
 
 def _circle(x: float, y: float, radius: float, **style):

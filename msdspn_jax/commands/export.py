@@ -50,8 +50,9 @@ class Export:
     """Weights in 16 bits: half the size. They are read as 32 bits."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps of the program. Default: those that the model is evaluated with."""
-    threshold: float = 0.5
-    """Presence above which an element is an object, 0 to 1: a setting of the program."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Score above which an element is an object, 0 to 1: a setting of the program. Default: the
+    model's own; 0.5 where it was not calibrated."""
     seed: int = 0
     """Of random initial sets and slots, where the model has them: the same for every image."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu")
@@ -72,7 +73,7 @@ class Export:
             raise UserError(f"--out and --weights name the same file, {self.out}")
         if self.inner_steps is not None and self.inner_steps < 1:
             raise UserError(f"--inner.num-steps: expected at least 1, got {self.inner_steps}")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         for path in targets:
             # os.path says of names that no file can have that they do not exist; pathlib raises.
@@ -98,6 +99,7 @@ class Export:
                 step=model.step,
                 task_name=model.task_name,
                 half=self.half,
+                calibration=model.calibration,
             )
         except ValueError as error:
             raise UserError(f"the run cannot be exported: {error}") from error
@@ -105,6 +107,8 @@ class Export:
 
     def _write_program(self, path: Path, model: Model) -> None:
         from msdspn_jax.trained import program
+        from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
+        from msdspn_jax.trained.weights import sees
 
         steps = model.num_inner_steps(self.inner_steps)
         if model.task_name == "sets":
@@ -119,12 +123,14 @@ class Export:
             "model": config.model,
             "inner_steps": steps,
             "seed": self.seed,
+            "score": SCORE if model.calibration else NO_PROBABILITY,
+            "sees": sees(config),
         }
         settings = program.save_program(
             path,
             predict,
             size=config.size,
-            threshold=self.threshold,
+            threshold=model.threshold if self.threshold is None else self.threshold,
             platforms=self.platforms,
             facts=facts,
         )
@@ -145,6 +151,7 @@ class Export:
         from msdspn_jax.trained import set_program
 
         config: Any = model.config
+        threshold = model.threshold if self.threshold is None else self.threshold
         facts = {
             "source": Path(model.source).name,
             "step": model.step,
@@ -153,7 +160,7 @@ class Export:
             "seed": self.seed,
         }
         settings, predict = set_program.save_set_program(
-            path, model, inner_steps=self.inner_steps, seed=self.seed, threshold=self.threshold,
+            path, model, inner_steps=self.inner_steps, seed=self.seed, threshold=threshold,
             platforms=self.platforms, facts=facts,
         )  # fmt: skip
         shape = ", ".join(map(str, settings["input_shape"]))

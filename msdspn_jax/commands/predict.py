@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import glob
 import inspect
 import json
 import os
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SCORE = (
-    "the presence that the model gave: it was trained towards 1 for objects and 0 for none;"
-    " no probability, and may lie outside of 0 to 1"
-)
+STANDARD_INPUT = "-"
 _LONGEST_STEM, _LONGEST_SUFFIX = 200, 10
 _LARGEST = 1e6
 _THREADS = 4
@@ -57,6 +55,20 @@ class Picture(NamedTuple):
     path: Path
     name: str
     """Its image_filename: a bare name, see `portable_name`, unique among all."""
+    data: bytes | None = None
+    """Its file, where that came by standard input."""
+
+    def read(self) -> np.ndarray:
+        """Decode it: uint8 [height, width, 3].
+
+        Raises:
+            UserError: as `clevr.files.read_image`.
+        """
+        from msdspn_jax.clevr.files import decode_image, read_image
+
+        if self.data is None:
+            return read_image(self.path)
+        return decode_image(self.data, "standard input")
 
 
 class Reading(NamedTuple):
@@ -80,11 +92,20 @@ class Predict:
     eight are used; grey, palette and CMYK become RGB without colour profiles; what is transparent
     is laid over mid-grey, close to CLEVR's background.
 
-    A file that cannot be read is named and skipped, and the exit code is then 1. predictions.json
-    has a scene for every image that was read; each of its objects has a score, best first. The
-    score is the presence that the model gave: it was trained towards 1 for objects and 0 for none.
-    It ranks objects and is no probability; values below 0 and above 1 happen, above all for images
-    unlike those of the training.
+    IMAGE may be a file, a folder, a pattern such as 'scenes/*.png' (** goes into folders) that the
+    shell has left as it is, or - for an image by standard input. --json writes what is in
+    predictions.json to standard output, and everything else to standard error; it needs no --out.
+
+    A file that cannot be read is named and skipped, and the exit code is then 1. There is a scene
+    for every image that was read; each of its objects has a score, best first. The model in the box
+    is calibrated: its score is the share of objects of such a score that were right, all four words
+    and within one unit, on procedural scenes that it was not trained on. On images unlike those it
+    means less. Other models (--run) give the presence as it is: trained towards 1 for objects and 0
+    for none, it ranks objects and is no probability; values below 0 and above 1 happen. "score" in
+    the file says which it is.
+
+    Where as many objects are found as the model has elements, there may be more: that is said, and
+    the scene has "full": true.
 
     An image whose name another one has already gets a number (image-2.png). What a name cannot have
     everywhere becomes _ in image_filename (a backslash, control characters, bytes that are not
@@ -97,10 +118,12 @@ class Predict:
     """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Image files, or folders: then all *.png, *.jpg, *.jpeg, *.webp and *.bmp in them (not
-    deeper)."""
-    out: Path
-    """Folder to write to: predictions.json and pictures/."""
+    """Image files, patterns, - (standard input), or folders: then all *.png, *.jpg, *.jpeg, *.webp
+    and *.bmp in them (not deeper)."""
+    out: OptionalPath = None
+    """Folder to write to: predictions.json and pictures/. Needed without --json."""
+    json: bool = False
+    """Write the predictions to standard output as JSON, and nothing else there."""
     run: OptionalPath = None
     """A run folder of msdspn train clevr."""
     checkpoint: str = "best"
@@ -113,7 +136,8 @@ class Predict:
     time_limit: float = 600.0
     """With --program: seconds that a batch may take, compilation included."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Presence above which an element is an object, 0 to 1. Default: 0.5, or the program's."""
+    """Score above which an element is an object, 0 to 1. Default: the model's own (of the model in
+    the box: where precision and recall are best in balance, F1), 0.5 where it has none."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
     seed: int = 0
@@ -147,33 +171,43 @@ class Predict:
         if not found:
             print("msdspn predict: no image could be read; nothing was written", file=sys.stderr)
             return 1
-        notes.show()
         entries = [scene_entry(p, objects, predictor.threshold) for p, objects in found]
+        notes.show(entries)
         info = {
             "version": f"msdspn_jax {msdspn_jax.__version__}",
             "threshold": predictor.threshold,
-            "score": SCORE,
             **predictor.facts,
         }
-        self._write("predictions.json", {"info": info, "scenes": entries})
-        _list(entries)
+        content: dict[str, Any] = {"info": info, "scenes": entries}
+        self._write("predictions.json", content)
+        _list(entries, self._say)
         if truth is not None:
-            self._score(found, truth)
-        if self.pictures:
+            content["scores"] = self._score(found, truth)
+            self._write("scores.json", content["scores"])
+        if self.pictures and self.out is not None:
             self._draw(found, truth or {}, predictor.threshold, notes)
         number = sum(len(entry["objects"]) for entry in entries)
-        print(
-            f"{number} objects in {len(entries)} images:"
-            f" {printable(str(self.out / 'predictions.json'))}"
-            + (f", pictures in {printable(str(self.out / 'pictures'))}" if self.pictures else "")
-        )
+        where = ""
+        if self.out is not None:
+            where = f": {printable(str(self.out / 'predictions.json'))}"
+            if self.pictures:
+                where += f", pictures in {printable(str(self.out / 'pictures'))}"
+        self._say(f"{number} objects in {len(entries)} images{where}")
+        if self.json:
+            print(json.dumps(content, indent=1))
         if notes.wrong:
             print(f"msdspn predict: {notes.wrong} skipped, named above", file=sys.stderr)
         return 1 if notes.wrong else 0
 
+    def _say(self, text: str) -> None:
+        """A line for people."""
+        print(text, file=sys.stderr if self.json else sys.stdout)
+
     def _check(self) -> None:
         if not self.images:
             raise UserError("no images given; see msdspn predict --help")
+        if self.out is None and not self.json:
+            raise UserError("give --out FOLDER, --json, or both")
         for flag, value in (
             ("--batch-size", self.batch_size),
             ("--inner.num-steps", self.inner_steps),
@@ -189,6 +223,8 @@ class Predict:
             for flag, left_alone in fixed.items():
                 if not left_alone:
                     raise UserError(f"{flag}: fixed in a program when it was exported")
+        if self.out is None:
+            return
         # os.path says of names that no file can have that they do not exist; pathlib raises.
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"{self.out} is a file; --out needs a folder")
@@ -198,11 +234,12 @@ class Predict:
             )
 
     def _predictor(self) -> Predictor:
-        from msdspn_jax.clevr.objects import PRESENCE_THRESHOLD
-
         if self.program is not None:
             return self._isolated(self.program)
         import jax
+
+        from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
+        from msdspn_jax.trained.weights import sees
 
         found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
         config: Any = found.config
@@ -213,6 +250,8 @@ class Predict:
             "inner_steps": found.num_inner_steps(self.inner_steps),
             "seed": self.seed,
             "size": config.size,
+            "sees": sees(config),
+            "score": SCORE if found.calibration else NO_PROBABILITY,
         }
         run = jax.jit(
             functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed)
@@ -221,17 +260,19 @@ class Predict:
         def predict(images: Any) -> Callable[[], np.ndarray]:
             return functools.partial(np.asarray, run(found.variables, images))
 
-        threshold = PRESENCE_THRESHOLD if self.threshold is None else self.threshold
+        threshold = found.threshold if self.threshold is None else self.threshold
         return Predictor(predict, config.size, threshold, facts)
 
     def _isolated(self, path: Path) -> Predictor:
+        from msdspn_jax.trained.calibration import NO_PROBABILITY
         from msdspn_jax.trained.isolated import IsolatedProgram
 
         trained.check_one(run=self.run, weights=self.weights, program=path)
         program = IsolatedProgram(path, time_limit=self.time_limit)
         settings = program.settings
-        names = ("model", "step", "inner_steps", "seed", "size")
+        names = ("model", "step", "inner_steps", "seed", "size", "sees")
         facts = {"source": in_utf8(program.source)} | {k: settings.get(k) for k in names}
+        facts["score"] = settings.get("score", NO_PROBABILITY)
         threshold = settings["threshold"] if self.threshold is None else self.threshold
         return Predictor(
             lambda images: program.predict(images).result,
@@ -287,7 +328,10 @@ class Predict:
                 receive(*waiting)
         return found
 
-    def _score(self, found: list[tuple[Picture, np.ndarray]], truth: dict[str, ClevrScene]) -> None:
+    def _score(
+        self, found: list[tuple[Picture, np.ndarray]], truth: dict[str, ClevrScene]
+    ) -> dict[str, Any]:
+        """Average precision, printed as a table."""
         from rich.console import Console
         from rich.table import Table
 
@@ -310,16 +354,16 @@ class Predict:
             table.add_column(f"AP{name}", justify="right")
         for name, scores in rows.items():
             table.add_row(name, *(f"{100 * x:.1f}" for x in scores))
-        Console().print(table)
+        Console(stderr=self.json).print(table)
         if len(known) < len(found):
-            print(f"not in {self.scenes}, not scored: {len(found) - len(known)}")
+            self._say(f"not in {self.scenes}, not scored: {len(found) - len(known)}")
         # Named as in the metrics of msdspn evaluate.
         scores = {
             f"{prefix}_{threshold:g}": float(value)
             for prefix, values in zip(("ap", "dataset_ap"), rows.values(), strict=True)
             for threshold, value in zip(AP_THRESHOLDS, values, strict=True)
         }
-        self._write("scores.json", {"images": len(known), **scores})
+        return {"images": len(known), **scores}
 
     def _draw(
         self,
@@ -331,10 +375,10 @@ class Predict:
         from msdspn_jax import plots
         from msdspn_jax._progress import ProgressBar
         from msdspn_jax.clevr.entries import scene_camera
-        from msdspn_jax.clevr.files import read_image
         from msdspn_jax.clevr.objects import encode
         from msdspn_jax.clevr.plots import scene as draw_scene
 
+        assert self.out is not None
         folder = self.out / "pictures"
         names = unique_names([f"{Path(p.name).stem}.png" for p, _ in found])
         with as_user_error(folder), ProgressBar("drawing") as report:
@@ -342,7 +386,7 @@ class Predict:
                 report(i, len(found))
                 known = truth.get(picture.path.name)
                 try:
-                    image = read_image(picture.path)
+                    image = picture.read()
                 except UserError as error:
                     notes.skip(f"{error}; it could be read before")
                     continue
@@ -357,6 +401,8 @@ class Predict:
                 plots.save(figure, folder / name)
 
     def _write(self, name: str, content: Any) -> None:
+        if self.out is None:
+            return
         with as_user_error(self.out / name):
             write_text(self.out / name, json.dumps(content, indent=1) + "\n")
 
@@ -385,8 +431,17 @@ class _Notes:
             if not (abs(2 * width / (3 * height) - 1) < 0.02 or width == height):
                 self._distorted.append(printable(str(reading.picture.path)))
 
-    def show(self) -> None:
-        """Say what was done to the images."""
+    def show(self, entries: list[dict[str, Any]]) -> None:
+        """Say what was done to the images, and of which there may be more to say."""
+        full = [entry["image_filename"] for entry in entries if entry.get("full")]
+        if full:
+            number = next(len(entry["objects"]) for entry in entries if entry.get("full"))
+            more = f" and {len(full) - 1} more" if len(full) > 1 else ""
+            print(
+                f"note: {full[0]}{more}: {number} objects found, which is all that the model can"
+                " say; there may be more",
+                file=sys.stderr,
+            )
         if self._sizes:
             sizes = ", ".join(f"{w}x{h}" for (w, h), _ in self._sizes.most_common(3))
             more = " and other sizes" if len(self._sizes) > 3 else ""
@@ -408,7 +463,19 @@ class _Notes:
 def collect(paths: Sequence[Path], notes: _Notes) -> list[Picture]:
     """The files that arguments name, each once, with names that are unique."""
     files: list[Path] = []
+    piped: list[Picture] = []
     for path in paths:
+        if str(path) == STANDARD_INPUT:
+            if not piped:
+                piped = _from_standard_input(notes)
+            continue
+        if not os.path.lexists(path) and glob.has_magic(str(path)):
+            # A pattern, which no shell has expanded.
+            matching = sorted(p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+            if not matching:
+                notes.skip(f"{path}: no file is called so")
+            files += map(Path, matching)
+            continue
         if not os.path.isdir(path):
             files.append(path)
             continue
@@ -424,9 +491,20 @@ def collect(paths: Sequence[Path], notes: _Notes) -> list[Picture]:
     given: dict[str, Path] = {}
     for path in files:
         given.setdefault(os.path.abspath(path), path)
-    once = list(given.values())
-    names = unique_names([portable_name(path.name) for path in once])
-    return [Picture(path, name) for path, name in zip(once, names, strict=True)]
+    once = [Picture(path, portable_name(path.name)) for path in given.values()] + piped
+    names = unique_names([picture.name for picture in once])
+    return [picture._replace(name=name) for picture, name in zip(once, names, strict=True)]
+
+
+def _from_standard_input(notes: _Notes) -> list[Picture]:
+    from msdspn_jax.clevr.files import MAX_IMAGE_BYTES
+
+    # One byte more than is read: then it is too long, which the decoder says.
+    data = sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1)
+    if not data:
+        notes.skip("standard input: empty")
+        return []
+    return [Picture(Path(STANDARD_INPUT), "stdin", data)]
 
 
 def in_utf8(text: str) -> str:
@@ -470,10 +548,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 def read_picture(picture: Picture, *, size: int) -> Reading | UserError:
     """Read and squash an image; what is wrong with it is returned, so that others go on."""
-    from msdspn_jax.clevr.files import read_image, resize_image
+    from msdspn_jax.clevr.files import resize_image
 
     try:
-        image = read_image(picture.path)
+        image = picture.read()
     except UserError as error:
         return error
     height, width = image.shape[:2]
@@ -490,6 +568,8 @@ def scene_entry(picture: Picture, elements: np.ndarray, threshold: float) -> dic
     objects = decode(elements, threshold=threshold)
     entry = scene_to_json(ClevrScene(picture.name, tuple(objects)))
     entry["source"] = in_utf8(str(picture.path))
+    if len(objects) == len(elements):
+        entry["full"] = True
     for written, o in zip(entry["objects"], objects, strict=True):
         written["score"] = o.score
     return entry
@@ -519,21 +599,33 @@ def _truth(path: Path, pictures: list[Picture]) -> dict[str, ClevrScene]:
     return {name: scenes[name] for name in counts}
 
 
-def _list(entries: list[dict[str, Any]]) -> None:
+def _list(entries: list[dict[str, Any]], say: Callable[[str], None]) -> None:
     """The objects of the first images, in words."""
     from msdspn_jax.clevr.entries import parse_scene
 
     for entry in entries[:_LISTED]:
         number = len(entry["objects"])
-        print(f"{entry['image_filename']}: {number} object{'' if number == 1 else 's'}")
+        more = ", all that the model can say" if entry.get("full") else ""
+        say(f"{entry['image_filename']}: {number} object{'' if number == 1 else 's'}{more}")
         for o in parse_scene(entry).objects:
-            print(f"  {o.score:.2f}  {o}")
+            say(f"  {o.score:.2f}  {o}")
     if len(entries) > _LISTED:
-        print(f"and {len(entries) - _LISTED} more images")
+        say(f"and {len(entries) - _LISTED} more images")
 
 
 def _pool() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(_THREADS)
+
+
+def _description(argv: list[str]) -> str:
+    """The text of --help; what the model in the box sees is read from its file, if asked for."""
+    text = inspect.cleandoc(Predict.__doc__ or "")
+    if not {"-h", "--help"} & {*argv}:
+        return text
+    from msdspn_jax.trained.weights import box_model_sees
+
+    found = box_model_sees()
+    return text if found is None else f"{text}\n\nThe model in the box sees {found}."
 
 
 def main(argv: list[str]) -> int:
@@ -549,7 +641,7 @@ def main(argv: list[str]) -> int:
         Predict,
         args=argv,
         prog="msdspn predict",
-        description=inspect.cleandoc(Predict.__doc__ or ""),
+        description=_description(argv),
     )
     # Names may have letters that the terminal's encoding does not.
     reconfigure = getattr(sys.stdout, "reconfigure", None)

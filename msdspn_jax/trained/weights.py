@@ -1,7 +1,8 @@
 """A trained predictor as one safetensors file: weights by name, and all that builds the model.
 
 The file opens with any safetensors reader. Its metadata has one entry, ``msdspn_jax``: JSON with
-the task, its configuration, the step of the checkpoint and the versions it was made with.
+the task, its configuration, the step of the checkpoint, the versions it was made with, and a
+`Calibration` where the model has one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import numpy as np
 
 from msdspn_jax import tasks
 from msdspn_jax._files import as_user_error, write_bytes
+from msdspn_jax.clevr.objects import ATTRIBUTES, CLEVR_LAYOUT, MAX_OBJECTS, PRESENCE_THRESHOLD
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import ENERGY_MODELS
+from msdspn_jax.trained.calibration import Calibration
 from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.training.config import TrainConfig, from_dict
 from msdspn_jax.training.run_folder import package_versions
@@ -60,6 +63,7 @@ class Model(NamedTuple):
         versions: of the packages that the file was written with.
         task_name: the word on the command line.
         source: the file or run folder that it was read from.
+        calibration: what makes scores that are probabilities; None if nobody has fitted it.
     """
 
     config: TrainConfig
@@ -69,6 +73,12 @@ class Model(NamedTuple):
     versions: dict[str, str]
     task_name: str = "clevr"
     source: str = ""
+    calibration: Calibration | None = None
+
+    @property
+    def threshold(self) -> float:
+        """The score above which an element is shown as an object."""
+        return self.calibration.threshold if self.calibration else PRESENCE_THRESHOLD
 
     def num_inner_steps(self, asked: int | None = None) -> int | None:
         """Inner steps of a prediction: those asked for, or those that it is evaluated with.
@@ -90,11 +100,47 @@ class Model(NamedTuple):
     ) -> Any:
         """Objects [batch, n, 19] of images [batch, size, size, 3]; jittable.
 
-        Every image starts from the same key: what is predicted for it then depends neither on its
-        place in the batch nor on the others.
+        The last feature is the score: of a calibrated model the probability of being right, of
+        another the presence as it is. Every image starts from the same key: what is predicted for
+        it then depends neither on its place in the batch nor on the others.
         """
         keys = jnp.broadcast_to(jax.random.key(seed), images.shape[:1])
-        return self.predictor.predict(variables, images, keys, inner_steps=inner_steps).objects
+        found = self.predictor.predict(variables, images, keys, inner_steps=inner_steps).objects
+        if self.calibration is None:
+            return found
+        return found.at[..., CLEVR_LAYOUT.presence].set(self.calibration.score(found))
+
+
+def sees(config: Any) -> str:
+    """What a CLEVR model was trained to see, in a sentence without its full stop."""
+    from msdspn_jax.clevr.sampling import MIN_OBJECTS
+
+    fewest, most = MIN_OBJECTS, MAX_OBJECTS
+    if config.data == "procedural":
+        fewest, most = config.min_objects, config.max_objects
+    number = f"{fewest} to {most}" if fewest < most else str(most)
+    colors, materials, shapes = (
+        f"{', '.join(values[:-1])} or {values[-1]}"
+        for values in (ATTRIBUTES[name] for name in ("color", "material", "shape"))
+    )
+    return (
+        f"{number} objects an image ({' or '.join(ATTRIBUTES['size'])}; {colors}; {materials};"
+        f" {shapes}), at most {config.set_size} found; images of {config.size} x {config.size}"
+        " pixels, to which others are resized"
+    )
+
+
+def box_model_sees() -> str | None:
+    """What the model in the box sees, by its file; None where there is none. Reads no weights."""
+    from safetensors import safe_open
+
+    try:
+        path = box_model_path()
+        with safe_open(path, framework="numpy") as file:
+            record = _read_record(path, file.metadata() or {})
+        return sees(_read_config(path, record["task"], record["config"]))
+    except Exception:  # Help is helpful without it.
+        return None
 
 
 def box_model_path() -> Path:
@@ -120,6 +166,7 @@ def save_model(
     step: int,
     task_name: str = "clevr",
     half: bool = False,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a predictor to one file, whole or not at all; the same model gives the same bytes.
 
@@ -154,6 +201,8 @@ def save_model(
         "step": int(step),
         "versions": package_versions(),
     }
+    if calibration is not None:
+        record["calibration"] = calibration.to_json()
     # A single entry: the writer does not keep the order of several.
     data = save(arrays, metadata={_ENTRY: json.dumps(record, default=str, sort_keys=True)})
     with as_user_error(path):
@@ -180,6 +229,7 @@ def load_model(path: str | Path) -> Model:
         with safe_open(path, framework="numpy") as file:
             record = _read_record(path, file.metadata() or {})
             config = _read_config(path, record["task"], record["config"])
+            calibration = _read_calibration(path, record.get("calibration"))
             predictor, expected = _build(path, record["task"], config)
             shapes = _by_name(expected)
             _check_names(path, set(file.keys()), shapes.keys())
@@ -190,8 +240,34 @@ def load_model(path: str | Path) -> Model:
         raise UserError(f"{path}: not a readable safetensors file ({str(error)[:300]})") from error
     variables = jax.tree_util.tree_map_with_path(lambda key, _: arrays[_name(key)], expected)
     return Model(
-        config, variables, record["step"], predictor, record["versions"], record["task"], str(path)
+        config,
+        variables,
+        record["step"],
+        predictor,
+        record["versions"],
+        record["task"],
+        str(path),
+        calibration,
     )
+
+
+def set_calibration(path: str | Path, calibration: Calibration) -> None:
+    """Write a calibration into a weights file; all else in it stays as it was, bit for bit.
+
+    Raises:
+        UserError: as `load_model`, or the file cannot be written.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    load_model(path)
+    with safe_open(path, framework="numpy") as file:
+        record = _read_record(Path(path), file.metadata())
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    record["calibration"] = calibration.to_json()
+    data = save(arrays, metadata={_ENTRY: json.dumps(record, sort_keys=True)})
+    with as_user_error(path):
+        write_bytes(path, data)
 
 
 def start_from(task: Task, path: str | Path) -> tuple[Task, list[str]]:
@@ -240,6 +316,15 @@ def _read_record(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged metadata ({repr(error)[:300]})") from error
     return record
+
+
+def _read_calibration(path: Path, values: Any) -> Calibration | None:
+    if values is None:
+        return None
+    try:
+        return Calibration(**values)
+    except Exception as error:  # Values of any type may stand in it.
+        raise UserError(f"{path}: its calibration is not valid: {str(error)[:300]}") from error
 
 
 def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:

@@ -1,5 +1,8 @@
+import dataclasses
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from msdspn_jax.clevr import metrics, plots
 from msdspn_jax.clevr.camera import look_at_origin, project
@@ -75,6 +78,36 @@ def test_circles_are_where_the_camera_sees_the_objects():
     assert cube > cylinder > sphere > 5
 
 
+def test_names_stand_in_the_image_and_keep_apart():
+    rng = np.random.default_rng(0)
+    some = [
+        dataclasses.replace(OBJECTS[i % 3], position=(*rng.uniform(-3, 3, 2), 0.7))
+        for i in range(10)
+    ]
+    target = encode(some)
+    wrong = target.copy()
+    wrong[0, 5:13] = np.eye(8)[3]
+    figure = plots.scene(np.zeros((320, 480, 3), np.uint8), wrong, target)
+    figure.set_dpi(130)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (panel,) = figure.subfigs
+    axes = panel.axes[0]
+    names = {text.get_text(): text for text in axes.texts}
+    assert "1 purple cube" in names
+    assert names["1 purple cube"].get_color() != "white"
+    assert names["2 blue sphere"].get_color() == "white"
+    # About CLEVR's own size, with letters of at least nine pixels.
+    box = axes.get_window_extent()
+    assert 440 < box.width < 560
+    boxes = [text.get_window_extent() for text in names.values()]
+    assert all(b.height >= 9 for b in boxes)
+    inside = [box.x0 - 5 < b.x0 and b.x1 < box.x1 + 5 for b in boxes]
+    assert all(inside)
+    common = [a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert sum(common) <= 1
+
+
 def test_grids_and_curves_are_drawn(tmp_path):
     rng = np.random.default_rng(0)
     targets = np.stack([encode(OBJECTS)] * 3)
@@ -92,6 +125,11 @@ def test_grids_and_curves_are_drawn(tmp_path):
             protocol="per image",
         ),
         "errors": plots.errors({"iDSPN": by_attribute}, {"iDSPN": by_number}),
+        "reliability": plots.reliability(
+            {"score": (np.array([0.1, 0.9]), np.array([0.2, 0.8]), 0.1)},
+            threshold=0.4,
+            by_threshold=(np.linspace(0, 1, 5), np.ones(5), np.linspace(1, 0, 5)),
+        ),
     }
     for name, figure in figures.items():
         save(figure, tmp_path / f"{name}.png", dpi=40)

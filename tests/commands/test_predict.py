@@ -1,5 +1,6 @@
 import concurrent.futures
 import dataclasses
+import io
 import json
 import os
 
@@ -316,12 +317,101 @@ def test_scores_are_presences_and_not_changed(run, tmp_path, monkeypatch, capsys
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert written["scenes"][0]["objects"][0]["score"] == 1.25
     assert "no probability" in written["info"]["score"]
+
+
+def test_help_says_what_is_read_and_what_the_model_in_the_box_sees(capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "--help"])
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "It ranks objects and is no probability" in words
+    assert "it ranks objects and is no probability" in words
     for word in ("native code", "mid-grey", "EXIF", "16 bits", "CMYK", "animation"):
         assert word in words
+    found = weights.box_model_sees()
+    assert found is not None
+    assert f"The model in the box sees {found}." in words
+    for word in ("objects an image", "cylinder", "pixels"):
+        assert word in found
+
+
+# Ways in and out --------------------------------------------------------------------------------
+
+
+def test_json_is_all_there_is_on_standard_output(program, run, tmp_path, capsys):
+    a, missing = picture(tmp_path / "a.png", size=(48, 32)), tmp_path / "missing.png"
+    argv = ["predict", "--program", str(program), "--json", str(a), str(missing)]
+    assert cli.main(argv) == 1
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert [s["image_filename"] for s in content["scenes"]] == ["a.png"]
+    assert content["scenes"][0]["objects"][0]["score"] == 1.0
+    assert "skipped: " in captured.err
+    assert "2 objects in 1 images" in captured.err
+    assert {p.name for p in tmp_path.iterdir()} == {"a.png"}
+    # With a folder and the truth: the same, in both places.
+    truth = tmp_path / "truth.json"
+    scene = clevr.ClevrScene("a.png", tuple(o for o in OBJECTS if o.score > 0.5))
+    truth.write_text(json.dumps({"scenes": [scene_to_json(scene)]}))
+    assert run(a, json=True, scenes=truth) == 0
+    content = json.loads(capsys.readouterr().out)
+    out = tmp_path / "out"
+    assert content["scores"] == json.loads((out / "scores.json").read_text())
+    del content["scores"]
+    assert content == json.loads((out / "predictions.json").read_text())
+    assert cli.main([*argv[:3], str(a)]) == 2
+    assert "give --out FOLDER, --json, or both" in capsys.readouterr().err
+
+
+def test_patterns_that_no_shell_expanded(run, tmp_path, capsys):
+    for name in ("b.png", "a.png", "c.jpg"):
+        picture(tmp_path / "images" / name)
+    picture(tmp_path / "images" / "[x].png")
+    (tmp_path / "images" / "deep.png").mkdir()
+    quiet = {"no-pictures": True}
+    assert run(tmp_path / "images" / "*.png", **quiet) == 0
+    names = [s.image_filename for s in read_scenes(tmp_path / "out" / "predictions.json")]
+    assert names == ["[x].png", "a.png", "b.png"]
+    # A file of that very name is that file.
+    assert run(tmp_path / "images" / "[x].png", out="one", **quiet) == 0
+    assert len(read_scenes(tmp_path / "one" / "predictions.json")) == 1
+    assert run(tmp_path / "**" / "a.png", tmp_path / "*.gif", out="two", **quiet) == 1
+    assert "*.gif: no file is called so" in capsys.readouterr().err
+    assert len(read_scenes(tmp_path / "two" / "predictions.json")) == 1
+
+
+def test_an_image_by_standard_input(run, tmp_path, monkeypatch, capsys):
+    class Stdin:
+        def __init__(self, data):
+            self.buffer = io.BytesIO(data)
+
+    a = picture(tmp_path / "a.png", size=(48, 32))
+    monkeypatch.setattr("sys.stdin", Stdin(a.read_bytes()))
+    assert run("-", a) == 0
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())["scenes"]
+    assert [s["source"] for s in written] == [str(a), "-"]
+    assert written[0]["objects"] == written[1]["objects"]
+    assert written[1]["image_filename"] == "stdin"
+    assert {p.name for p in (tmp_path / "out" / "pictures").iterdir()} == {"a.png", "stdin.png"}
+    for data, words in ((b"", "standard input: empty"), (b"text", "not a readable image")):
+        monkeypatch.setattr("sys.stdin", Stdin(data))
+        assert run("-", out="none") == 1
+        assert words in capsys.readouterr().err
+
+
+def test_more_objects_than_the_model_can_say(run, tmp_path, monkeypatch, capsys):
+    many = np.tile(clevr.encode(OBJECTS[:1])[:1], (2, 10, 1))
+    many[1, 9, 18] = 0
+    future = concurrent.futures.Future()
+    future.set_result(many)
+    monkeypatch.setattr(InThisProcess, "predict", lambda self, images: future)
+    images = [picture(tmp_path / name) for name in ("full.png", "nine.png")]
+    assert run(*images, **{"no-pictures": True}) == 0
+    text = capsys.readouterr()
+    assert "note: full.png: 10 objects found, which is all that the model can say" in text.err
+    assert "full.png: 10 objects, all that the model can say" in text.out
+    assert "nine.png: 9 objects\n" in text.out
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())["scenes"]
+    assert [s.get("full") for s in written] == [True, None]
+    assert len(read_scenes(tmp_path / "out" / "predictions.json")) == 2
 
 
 def test_a_prediction_that_cannot_be_written_back_is_skipped(run, tmp_path, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from processes import environment, wait_for
 
 from msdspn_jax import cli
 from msdspn_jax.clevr.cache import cache_folder, prepare_cache
+from msdspn_jax.models.resnet import STAGES
 from msdspn_jax.tasks.clevr import data
 from msdspn_jax.trained.run import load_run
 from msdspn_jax.training import run_folder
@@ -28,9 +29,10 @@ from msdspn_jax.training.state import run_keys
 from msdspn_jax.training.task import epoch_positions
 
 BATCH, IMAGES, STEPS, SIZE = 4, 19, 20, 64
+BLOCKS = (1, 1, 1, 1)
 FLAGS = f"""--data folder --images-on host --size {SIZE} --batch-size {BATCH} --steps {STEPS}
     --val-size 5 --test-size 7 --encoder-width 2 --latent-dim 4 --hidden-dim 4
-    --learning-rate 1e-4 --inner.num-steps 2 --inner.late-num-steps 3 --checkpoint-every 2
+    --learning-rate 1e-4 --inner.num-steps 2 --inner.late-num-steps 2 --checkpoint-every 2
     --keep-checkpoints 30 --log-every 1 --heartbeat-timeout 200 --no-tensorboard --no-progress
     --no-compilation-cache""".split()
 
@@ -58,6 +60,8 @@ def main(log: str, delay: str, *arguments: str) -> int:
     """``msdspn`` with the training images watched, and no pictures at the end."""
     from training_tasks import draw_nothing
 
+    # Half of the blocks: most of the time goes into compiling, once in every process.
+    STAGES["resnet18"] = BLOCKS
     load = data.load_split
 
     def watched(config, split):
@@ -136,7 +140,10 @@ def alone(tmp_path_factory, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(4, 2), (2, 4)])
-def test_killed_and_resumed_with_another_number_of_processes(tmp_path, images, alone, first, then):
+def test_killed_and_resumed_with_another_number_of_processes(
+    tmp_path, images, alone, monkeypatch, first, then
+):
+    monkeypatch.setitem(STAGES, "resnet18", BLOCKS)
     folder = tmp_path / "run"
     processes = start(folder, images, first, delay=0.2)
     saved = Checkpoints(folder / "checkpoints", read_only=True)
