@@ -391,7 +391,7 @@ def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkey
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_hook")  # which takes a symbolic size for another one
 @pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
-def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkeypatch):
+def test_an_exported_program_predicts_with_and_without_the_package(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", **arrays(kind))
     argv = ["train", "sets", "--data", "data.npz", "--run-dir", "run", "--encoder-width", "2"]
@@ -406,9 +406,14 @@ def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkey
         [sys.executable, "-c", code, "predict.py", "model.zip", "data.npz", "own.npz"],
         check=True, env=environment(),
     )  # fmt: skip
-    found, own = np.load("found.npz"), np.load("own.npz")
-    for name in ("sets", "presence", "mask"):
-        np.testing.assert_allclose(own[name], found[name], rtol=1e-4, atol=1e-4)
+    argv = ["predict", "--program", "model.zip", "--data", "data.npz", "--out", "verb.npz"]
+    assert cli.main([*argv, "--batch-size", "4"]) == 0
+    found = np.load("found.npz")
+    for file in ("own.npz", "verb.npz"):
+        other = np.load(file)
+        assert other["names"].tolist() == found["names"].tolist()
+        for name in ("sets", "presence", "mask"):
+            np.testing.assert_allclose(other[name], found[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
