@@ -401,8 +401,8 @@ SETS = {
 
 
 def exported_sets(function):
-    shapes = [jax.ShapeDtypeStruct(export.symbolic_shape(s), t)
-              for s, t in (("b, 5, 2", np.float32), ("b, 5", np.bool_))]  # fmt: skip
+    (b,) = export.symbolic_shape("b")
+    shapes = (jax.ShapeDtypeStruct((b, 5, 2), np.float32), jax.ShapeDtypeStruct((b, 5), np.bool_))
     return bytes(export.export(jax.jit(function))(*shapes).serialize())
 
 

@@ -349,9 +349,7 @@ def test_a_coco_file_to_predict_for_needs_no_boxes_but_the_same_categories(tmp_p
     content["annotations"] = [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]
     content["categories"][0]["name"] = "bird"
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=r"categories: .*, is dog, is cat, got is dog, is b"
-    ):
+    with pytest.raises(UserError, match=r"categories: .*, is dog, is cat, got is dog, is b"):
         source.load_for_prediction(str(path), form)
 
 
