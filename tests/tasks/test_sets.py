@@ -411,7 +411,7 @@ def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
-def test_coco_from_the_command_line(tmp_path, monkeypatch):
+def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
