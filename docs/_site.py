@@ -140,7 +140,7 @@ from msdspn_jax.tasks import TASKS
 
 words = [[], *([verb] for verb in cli.VERBS)]
 words += [["train", task] for task in TASKS]
-words += [["data", "clevr"], ["data", "clevr-tfds"]]
+words += [["data", "clevr"], ["data", "clevr-tfds"], ["predict", "--data"]]
 found = {}
 for each in words:
     said = io.StringIO()

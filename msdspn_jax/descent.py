@@ -237,7 +237,16 @@ class Descent:
     def run_differentiably(
         self, params: Params, context: Any, state: State, *, rematerialise: bool = False
     ) -> State:
-        """`num_steps` steps as a scan, which has a derivative in both modes."""
+        """`num_steps` steps as a scan, which has a derivative in both modes.
+
+        Raises:
+            ValueError: the number of steps is traced.
+        """
+        if _check.is_traced(self.num_steps):
+            raise ValueError(
+                "num_steps: expected a Python integer, because unrolling keeps every step, got a"
+                " traced one; an implicit adjoint such as identity() takes it"
+            )
 
         def advance(state, _):
             return self.step(params, context, state)[0], None

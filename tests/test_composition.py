@@ -236,9 +236,11 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         print(json.dumps(outcomes(DEVICES, sys.argv[1:])))
     else:
-        found = outcomes(HERE) | on_four_devices(*OPTIONS)
+        on_devices = on_four_devices(*OPTIONS)
         columns = [*HERE, *DEVICES]
         print("| option | " + " | ".join(columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
-        for name in OPTIONS:
-            print(f"| {name} | " + " | ".join(found[f"{name} | {t}"] for t in columns) + " |")
+        for name in OPTIONS:  # A row as soon as it is known: all take minutes.
+            found = outcomes(HERE, [name]) | on_devices
+            row = " | ".join(found[f"{name} | {t}"] for t in columns)
+            print(f"| {name} | {row} |", flush=True)

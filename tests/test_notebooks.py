@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom on two CPU cores in minutes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,21 @@ def test_notebook(path):
     ).execute()
 
 
-def test_there_are_notebooks_and_they_hold_results():
-    import json
+def test_the_first_cell_installs_the_library_where_it_is_missing():
+    first = {
+        next("".join(c["source"]) for c in json.loads(path.read_text())["cells"]
+             if c["cell_type"] == "code")
+        for path in NOTEBOOKS
+    }  # fmt: skip
+    assert len(first) == 1  # The same in all of them.
+    (text,) = first
+    lines = text.splitlines()
+    assert lines[-1].strip() == '%pip install -q "{source}[app]"'
+    # Where it is there, as here, nothing is installed.
+    exec("\n".join([*lines[:-1], "    raise AssertionError"]), {})
 
+
+def test_there_are_notebooks_and_they_hold_results():
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         cells = json.loads(path.read_text())["cells"]

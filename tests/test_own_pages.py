@@ -32,7 +32,7 @@ def run_page(page, small, replacements):
                 text = text.replace(old, new)
             exec(compile(text, f"{page}, block {number + 1}", "exec"), {})
             continue
-        for line in text.splitlines():
+        for line in text.replace("\\\n", "").splitlines():
             program, *argv = shlex.split(line)
             assert program == "msdspn"
             assert cli.main([*argv, *(small if argv[0] == "train" else ())]) == 0, line

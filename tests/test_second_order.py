@@ -246,6 +246,12 @@ def test_number_of_steps_may_be_traced():
         )
         np.testing.assert_allclose((total, gradient), jax.value_and_grad(plain)(1.1), rtol=1e-5)
         assert taken.tolist() == [steps]
+    with pytest.raises(ValueError, match="num_steps: expected a Python integer, because unrolling"):
+        jax.jit(
+            lambda n: (
+                ms.minimise(energy, 1.1, target(), start(), num_steps=n, adjoint=ms.unrolled()).sets
+            )
+        )(3)
 
 
 def test_status_of_every_set():

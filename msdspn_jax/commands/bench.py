@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> int:
     """Run ``msdspn bench``."""
     import tyro
 
-    command = tyro.cli(Bench, args=argv, prog="msdspn bench")
+    command = tyro.cli(
+        Bench, args=argv, prog="msdspn bench", description=inspect.cleandoc(Bench.__doc__ or "")
+    )
     cases, measure = _part(command.part, command.size)
     if command.part == "render" and command.case is None:
         cases = ["default"]

@@ -31,8 +31,9 @@ class Export:
         unzip -p PROGRAM predict.py > predict.py && python predict.py PROGRAM IMAGE
 
     `msdspn predict --program PROGRAM IMAGE... --out DIR` runs it as well. For a run of msdspn train
-    sets, predict.py takes DATA.npz and PREDICTIONS.npz in place of IMAGE. --weights writes the
-    model as a safetensors file, for `msdspn predict --weights` and msdspn_jax.trained.weights.
+    sets, predict.py takes DATA.npz and PREDICTIONS.npz in place of IMAGE, and the verb is `msdspn
+    predict --program PROGRAM --data DATA.npz --out PREDICTIONS.npz`. --weights writes the model as
+    a safetensors file, for `msdspn predict --weights` and msdspn_jax.trained.weights.
 
     A program is native code: it runs with the rights of whoever runs it, so run only those you
     trust. To share a model with strangers, --weights is the safer file: it holds numbers alone.

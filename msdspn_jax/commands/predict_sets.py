@@ -14,6 +14,7 @@ import tyro
 
 from msdspn_jax import trained
 from msdspn_jax._files import as_user_error, write_bytes
+from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
@@ -29,7 +30,9 @@ class PredictSets:
     gradient_norm [num] of the inner minimisation, large where it failed; names [d]. For a folder of
     images also files [num]. The predicted elements of example i: sets[i][mask[i]].
 
-    Where the data has targets, the scores are shown.
+    Where the data has targets, the scores are shown. A program (--program) gives sets, mask and
+    presence alone, and no scores. It is native code and runs with your rights: use only those you
+    trust.
     """
 
     data: str
@@ -41,12 +44,15 @@ class PredictSets:
     """A run folder of msdspn train sets."""
     weights: OptionalPath = None
     """A safetensors file of msdspn export --weights."""
+    program: OptionalPath = None
+    """A program of msdspn export --out; its inner steps and seed are fixed. It is native code: run
+    only what you trust. It gets a process of its own, with limits of time and memory."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
     image_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """With a .json file: the folder of its images."""
-    threshold: float = 0.5
-    """Presence above which an element is predicted, 0 to 1."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Presence above which an element is predicted, 0 to 1. Default: 0.5, or the program's."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
     seed: int = 0
@@ -59,11 +65,27 @@ class PredictSets:
     def execute(self) -> int:
         """Check the flags, read, predict, write."""
         self._check()
+        if self.program is None:
+            found, made_by = self._by_model()
+        else:
+            found, made_by = self._by_program(self.program)
+        with as_user_error(self.out):
+            content = io.BytesIO()
+            np.savez(content, **found)
+            write_bytes(self.out, content.getvalue())
+        bad = int((~np.isfinite(found["sets"]).all((1, 2))).sum())
+        if bad:
+            print(f"{bad} predictions are not finite: the inner minimisation diverged there")
+        number = int(found["mask"].sum())
+        print(f"{number} elements in {len(found['sets'])} sets, {made_by}: {self.out}")
+        return 0
+
+    def _by_model(self) -> tuple[dict[str, np.ndarray], str]:
         import jax
 
         from msdspn_jax._cache import enable_compilation_cache
         from msdspn_jax.tasks.evaluation import means
-        from msdspn_jax.tasks.sets.scores import predict_all
+        from msdspn_jax.tasks.sets.scores import PRESENCE_THRESHOLD, predict_all
         from msdspn_jax.tasks.sets.source import load_for_prediction
 
         enable_compilation_cache()
@@ -76,39 +98,81 @@ class PredictSets:
             model.predictor, model.variables, arrays, jax.random.key(self.seed),
             inner_steps=self.inner_steps, batch_size=self.batch_size, key_each=False,
         )  # fmt: skip
-        found["mask"] = np.ones(found["sets"].shape[:2], bool)
-        if "presence" in found:
-            found["mask"] = found["presence"] > self.threshold
-        found["energy"] = scores["inner_energy"]
-        found["gradient_norm"] = scores["inner_gradient_norm"]
-        found["names"] = np.array(form.names)
-        if files is not None:
-            found["files"] = np.array(files)
-        with as_user_error(self.out):
-            content = io.BytesIO()
-            np.savez(content, **found)
-            write_bytes(self.out, content.getvalue())
         if "targets" in arrays:
             _show(means(scores))
-        bad = int((~np.isfinite(found["sets"]).all((1, 2))).sum())
-        if bad:
-            print(f"{bad} predictions are not finite: the inner minimisation diverged there")
-        print(
-            f"{int(found['mask'].sum())} elements in {len(found['sets'])} sets, step {model.step}:"
-            f" {self.out}"
-        )
-        return 0
+        found["energy"] = scores["inner_energy"]
+        found["gradient_norm"] = scores["inner_gradient_norm"]
+        found = self._completed(found, form.names, files, PRESENCE_THRESHOLD)
+        return found, f"step {model.step}"
+
+    def _by_program(self, path: Path) -> tuple[dict[str, np.ndarray], str]:
+        from msdspn_jax.tasks.sets.format import Format
+        from msdspn_jax.tasks.sets.source import load_for_prediction
+        from msdspn_jax.trained.isolated import IsolatedProgram
+
+        with IsolatedProgram(path, task="sets") as program:
+            settings = program.settings
+            names, shape = tuple(settings["names"]), tuple(settings["input_shape"])
+            features = 0 if settings["kind"] == "images" else shape[-1]
+            form = Format(  # The program has the scales inside.
+                kind=settings["kind"], input_shape=shape, set_size=settings["set_size"],
+                names=names, presence=settings["presence"],
+                shift=(0.0,) * len(names), scale=(1.0,) * len(names),
+                input_shift=(0.0,) * features, input_scale=(1.0,) * features,
+            )  # fmt: skip
+            arrays, files = load_for_prediction(self.data, form, images=self.image_dir)
+            inputs = [arrays[name] for name in ("inputs", "input_mask") if name in arrays]
+            num = len(inputs[0])
+            width = min(self.batch_size, num)
+            batches = []
+            with ProgressBar("predicting") as report:
+                for start in range(0, num, width):
+                    # Filled up, so that one compiled program serves all.
+                    rows = np.minimum(np.arange(start, start + width), num - 1)
+                    batches.append(program.predict(*(x[rows] for x in inputs)).result())
+                    report(min(start + width, num), num)
+        sets = np.concatenate(batches)[:num]
+        found = {"sets": sets}
+        if form.presence:
+            found = {"sets": sets[..., :-1], "presence": sets[..., -1]}
+        return self._completed(found, names, files, settings["threshold"]), f"by {path}"
+
+    def _completed(
+        self,
+        found: dict[str, np.ndarray],
+        names: tuple[str, ...],
+        files: list[str] | None,
+        threshold: float,
+    ) -> dict[str, np.ndarray]:
+        """With the mask, and the names of features and files."""
+        found["mask"] = np.ones(found["sets"].shape[:2], bool)
+        if "presence" in found:
+            chosen = threshold if self.threshold is None else self.threshold
+            found["mask"] = found["presence"] > chosen
+        found["names"] = np.array(names)
+        if files is not None:
+            found["files"] = np.array(files)
+        return found
 
     def _check(self) -> None:
-        if self.run is None and self.weights is None:
-            raise UserError("--run: expected a run folder of msdspn train sets, or --weights")
+        given = {"run": self.run, "weights": self.weights, "program": self.program}
+        trained.check_one(**given)
+        if not any(given.values()):
+            raise UserError(
+                "--run: expected a run folder of msdspn train sets, or --weights or --program"
+            )
+        if self.program is not None:
+            fixed = {"--inner.num-steps": self.inner_steps is None, "--seed": self.seed == 0}
+            for flag, left_alone in fixed.items():
+                if not left_alone:
+                    raise UserError(f"{flag}: fixed in a program when it was exported")
         for flag, value in (
             ("--batch-size", self.batch_size),
             ("--inner.num-steps", self.inner_steps),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{flag}: expected at least 1, got {value}")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         if self.out.suffix != ".npz" or os.path.isdir(self.out):
             raise UserError(f"--out: expected the name of an .npz file, got {self.out}")

@@ -10,20 +10,22 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from msdspn_jax.clevr.objects import NUM_FEATURES
 from msdspn_jax.errors import UserError
+from msdspn_jax.trained.program import signature
 
 #: Of resident memory; more than a batch of a hundred images of any of our models takes.
 MEMORY_LIMIT = 2**33
@@ -44,12 +46,18 @@ class IsolatedProgram:
     """
 
     def __init__(
-        self, path: str | Path, *, time_limit: float = 600.0, memory_limit: int = MEMORY_LIMIT
+        self,
+        path: str | Path,
+        *,
+        task: str = "clevr",
+        time_limit: float = 600.0,
+        memory_limit: int = MEMORY_LIMIT,
     ):
         """Start the process and let it read the program.
 
         Args:
-            path: what `program.save_program` wrote.
+            path: what `program.save_program` wrote, or `set_program.save_set_program`.
+            task: clevr or sets.
             time_limit: seconds that reading it, and every batch, may take.
             memory_limit: bytes of memory the process may have (watched on Linux only).
 
@@ -63,7 +71,7 @@ class IsolatedProgram:
         # What can be imported here can be there, and (-P) nothing from the folder we are in.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, os.path.abspath(path), self.source],
+            [sys.executable, "-P", "-c", _CHILD, os.path.abspath(path), self.source, task],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=environment,
         )  # fmt: skip
@@ -71,15 +79,23 @@ class IsolatedProgram:
         threading.Thread(target=self._watch, daemon=True).start()
         try:
             self.settings = json.loads(self._pool.submit(self._ask, None, _MAX_WORDS).result())
+            self._signature = signature(self.settings)
         except BaseException:
             self.close()
             raise
 
     def predict(
-        self, images: UInt8[np.ndarray, "batch size size 3"]
-    ) -> concurrent.futures.Future[Float[np.ndarray, "batch n 19"]]:
-        """Predict a batch; the future raises a `UserError` where the program does not."""
-        return self._pool.submit(self._predict, np.ascontiguousarray(images, np.uint8))
+        self, *inputs: np.ndarray
+    ) -> concurrent.futures.Future[Float[np.ndarray, "batch n d"]]:
+        """Predict a batch of images; of the task sets, of inputs and, where these are sets, masks.
+
+        The future raises a `UserError` where the program does not run.
+        """
+        arrays = [
+            np.ascontiguousarray(array, dtype)
+            for array, (dtype, _) in zip(inputs, self._signature.inputs, strict=True)
+        ]
+        return self._pool.submit(self._predict, arrays)
 
     def close(self) -> None:
         """End the process."""
@@ -96,10 +112,10 @@ class IsolatedProgram:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _predict(self, images: np.ndarray) -> np.ndarray:
-        shape = (len(images), self.settings["set_size"], NUM_FEATURES)
+    def _predict(self, arrays: list[np.ndarray]) -> np.ndarray:
+        shape = (len(arrays[0]), *self._signature.output)
         size = 4 * int(np.prod(shape))
-        answer = self._ask(images.tobytes(), size)
+        answer = self._ask(b"".join(array.tobytes() for array in arrays), size)
         if len(answer) != size:
             self._fail()
         return np.frombuffer(answer, "<f4").reshape(shape)
@@ -151,7 +167,7 @@ def serve() -> None:
     # Whatever is printed here, by the program or the compiler, is no answer.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    path, source = sys.argv[1:]
+    path, source, task = sys.argv[1:]
     try:
         import jax
 
@@ -159,17 +175,16 @@ def serve() -> None:
         from msdspn_jax.trained.program import load_program
 
         enable_compilation_cache()
-        program = load_program(path)
-        predict, size = jax.jit(program.predict), program.settings["size"]
+        program = load_program(path, task=task)
+        predict, inputs = jax.jit(program.predict), signature(program.settings).inputs
         _write(answers, b"A", json.dumps(program.settings).encode())
         while True:
             try:
                 _, question = _read(sys.stdin.buffer, 2**40)
             except EOFError:
                 return
-            images = np.frombuffer(question, np.uint8).reshape(-1, size, size, 3)
             try:
-                found = np.asarray(predict(images), "<f4")
+                found = np.asarray(predict(*_arrays(question, inputs)), "<f4")
             except Exception as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise UserError(f"{path}: the program does not run ({lines[0][:300]})") from error
@@ -178,6 +193,18 @@ def serve() -> None:
         # The name as it was given, not as it had to be to be found.
         words = str(error).replace(path, source)
         _write(answers, b"E", words.encode(errors="backslashreplace")[:_MAX_WORDS])
+
+
+def _arrays(
+    data: bytes, inputs: Sequence[tuple[np.dtype, tuple[int, ...]]]
+) -> Iterator[np.ndarray]:
+    """The arrays of a batch, which follow each other in ``data``."""
+    sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in inputs]
+    batch, start = len(data) // sum(sizes), 0
+    for size, (dtype, shape) in zip(sizes, inputs, strict=True):
+        part = data[start : start + batch * size]
+        yield np.frombuffer(part, dtype).reshape(batch, *shape)
+        start += batch * size
 
 
 def _write(stream: IO[bytes] | None, kind: bytes, data: bytes) -> None:

@@ -72,11 +72,20 @@ for y in np.asarray(predict(np.asarray(image)[None]))[0]:
 Predict = Callable[[UInt8[Array, "batch size size 3"]], Float[Array, "batch n 19"]]
 
 
+class Signature(NamedTuple):
+    """What a program takes and gives, without the batch: dtype and shape of every input."""
+
+    inputs: tuple[tuple[np.dtype, tuple[int, ...]], ...]
+    output: tuple[int, int]
+    """[n, features], float32."""
+
+
 class Program(NamedTuple):
     """A program read back.
 
     Attributes:
-        predict: ``images uint8 [batch, size, size, 3] -> float32 [batch, set_size, 19]``, jittable.
+        predict: ``images uint8 [batch, size, size, 3] -> float32 [batch, set_size, 19]``, jittable;
+            of the task sets, what `signature` says.
         settings: what ``settings.json`` holds.
         source: the file that it was read from.
     """
@@ -183,19 +192,23 @@ def write_program(
         write_bytes(path, data.getvalue())
 
 
-def load_program(path: str | Path) -> Program:
+def load_program(path: str | Path, *, task: str = "clevr") -> Program:
     """Read what `save_program` wrote; no model code is needed, nor imported.
 
     The program is native code, which runs in this process: see this module's docstring.
     `trained.isolated` runs one in a process of its own.
 
+    Args:
+        path: the zip file.
+        task: clevr, or sets for what `set_program.save_set_program` wrote.
+
     Raises:
-        UserError: no such file; not such a file, a damaged one, or one of a newer version; a
-            program that does what no export of ours does; or it is not for this machine's
-            accelerator.
+        UserError: no such file; not such a file, a damaged one, or one of a newer version or
+            another task; a program that does what no export of ours does; or it is not for this
+            machine's accelerator.
     """
     path = Path(path)
-    program, settings = _read_parts(path)
+    program, settings = _read_parts(path, task)
     try:
         exported = export.deserialize(bytearray(program))
         problem = _foreign(exported, settings)
@@ -220,7 +233,21 @@ def load_program(path: str | Path) -> Program:
     return Program(exported.call, settings, str(path))
 
 
-def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
+def signature(settings: dict[str, Any]) -> Signature:
+    """What the program with these settings, once they are checked, must take and give."""
+    if settings.get("task") != "sets":
+        side = settings["size"]
+        image = (np.dtype(np.uint8), (side, side, 3))
+        return Signature((image,), (settings["set_size"], clevr.NUM_FEATURES))
+    kind, shape = settings["kind"], tuple(settings["input_shape"])
+    inputs = [(np.dtype(np.uint8 if kind == "images" else np.float32), shape)]
+    if kind == "sets":
+        inputs.append((np.dtype(np.bool_), shape[:1]))
+    features = len(settings["names"]) + settings["presence"]
+    return Signature(tuple(inputs), (settings["set_size"], features))
+
+
+def _read_parts(path: Path, task: str) -> tuple[bytes, dict[str, Any]]:
     """The serialised program and the settings, every one that is used checked."""
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file")
@@ -234,21 +261,25 @@ def _read_parts(path: Path) -> tuple[bytes, dict[str, Any]]:
                 f"{path}: of format {str(settings['format'])[:40]}, which a newer msdspn_jax wrote;"
                 f" this one reads up to {FORMAT}"
             )
-        if settings.get("task") == "sets":
+        made = "sets" if settings.get("task") == "sets" else "clevr"
+        if made != task:
+            how = "--data FILE" if made == "sets" else "IMAGE..."
             raise UserError(
-                f"{path}: a program of msdspn train sets, which runs by itself: unzip -p {path}"
-                f" predict.py > predict.py && python predict.py {path} DATA.npz PREDICTIONS.npz"
+                f"{path}: a program of msdspn train {made}, which is run by msdspn predict {how}"
             )
-        for name, (expected, valid) in _VALID.items():
+        for name, (expected, valid) in _VALID[task].items():
             if not valid(settings[name]):
                 raise ValueError(f"{name}: expected {expected}, got {str(settings[name])[:80]}")
+        if task == "sets" and len(settings["input_shape"]) != _AXES[settings["kind"]]:
+            raise ValueError(f"input_shape: not one of {settings['kind']}")
     except UserError:
         raise
     except Exception as error:  # zipfile and zlib raise half a dozen types for damaged files.
         raise UserError(
             f"{path}: not an exported program, or damaged ({str(error)[:300]})"
         ) from error
-    if any(settings.get(name) != value for name, value in layout_settings().items()):
+    layout = layout_settings() if task == "clevr" else {}
+    if any(settings.get(name) != value for name, value in layout.items()):
         raise UserError(f"{path}: its features are not laid out as this version's are")
     return program, settings
 
@@ -266,31 +297,53 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-#: What `predict` relies on in the settings of a program: what is expected, and whether it is so.
-_VALID: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "size": ("1 to 4096", lambda x: _is_whole(x, 1, 4096)),
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_whole(n, 1, 10**6) for n in value)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) <= 1000 and all(
+        isinstance(name, str) for name in value
+    )  # fmt: skip
+
+
+_AXES = {"images": 3, "vectors": 1, "sets": 2}
+_OF_ALL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "set_size": ("1 to 1000", lambda x: _is_whole(x, 1, 1000)),
     "threshold": ("a number from 0 to 1", lambda x: type(x) in (int, float) and 0 <= x <= 1),
     "platforms": ("a list", lambda x: isinstance(x, list)),
     "versions": ("an object", lambda x: isinstance(x, dict)),
 }
+#: What `predict` relies on in the settings of a program: what is expected, and whether it is so.
+_VALID: dict[str, dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "clevr": {"size": ("1 to 4096", lambda x: _is_whole(x, 1, 4096))} | _OF_ALL,
+    "sets": {
+        "kind": ("images, vectors or sets", lambda x: isinstance(x, str) and x in _AXES),
+        "input_shape": ("a list of numbers from 1 to 1000000", _is_shape),
+        "names": ("a list of words", _are_names),
+        "presence": ("true or false", lambda x: isinstance(x, bool)),
+    }
+    | _OF_ALL,
+}
 
 
 def _foreign(exported: export.Exported, settings: dict[str, Any]) -> str | None:
     """What a program has that none of our own exports has; None where there is nothing."""
-    if len(exported.in_avals) != 1 or len(exported.out_avals) != 1 or exported.nr_devices != 1:
-        return "so many inputs, outputs or devices"
-    n, size = settings["set_size"], settings["size"]
-    for kind, aval, dtype, tail in (
-        ("input", exported.in_avals[0], jnp.uint8, (size, size, 3)),
-        ("output", exported.out_avals[0], jnp.float32, (n, clevr.NUM_FEATURES)),
-    ):
+    inputs, output = signature(settings)
+    if (len(exported.in_avals), len(exported.out_avals)) != (len(inputs), 1):
+        return "so many inputs or outputs"
+    if exported.nr_devices != 1:
+        return "so many devices"
+    kinds = ["input"] * len(inputs) + ["output"]
+    avals = (*exported.in_avals, *exported.out_avals)
+    expectations = (*inputs, (np.dtype(np.float32), output))
+    for kind, aval, (dtype, tail) in zip(kinds, avals, expectations, strict=True):
         if len(aval.shape) != 1 + len(tail) or aval.shape[1:] != tail or aval.dtype != dtype:
-            expected = f"{np.dtype(dtype)} [batch, {', '.join(map(str, tail))}]"
+            expected = f"{dtype} [batch, {', '.join(map(str, tail))}]"
             return f"the {kind} {aval}; expected {expected}"
         if export.is_symbolic_dim(aval.shape[0]) is False:
             return f"the {kind} {aval}, which is of one batch size"
-    call = jax.tree.structure(((0,), {})), jax.tree.structure(0)
+    call = jax.tree.structure(((0,) * len(inputs), {})), jax.tree.structure(0)
     if (exported.in_tree, exported.out_tree) != call:
         return f"the arguments {exported.in_tree} -> {exported.out_tree}"
     if exported.ordered_effects or exported.unordered_effects or exported.disabled_safety_checks:

@@ -394,6 +394,51 @@ def test_what_our_exports_call_is_known(weights, tmp_path, monkeypatch):
         programs.load_program(tmp_path / "a.zip")
 
 
+SETS = {
+    "task": "sets", "kind": "sets", "input_shape": [5, 2], "names": ["x", "y"], "presence": True,
+    "set_size": 3,
+}  # fmt: skip
+
+
+def exported_sets(function):
+    (b,) = export.symbolic_shape("b")
+    shapes = (jax.ShapeDtypeStruct((b, 5, 2), np.float32), jax.ShapeDtypeStruct((b, 5), np.bool_))
+    return bytes(export.export(jax.jit(function))(*shapes).serialize())
+
+
+def three(sets, mask):
+    return jax.numpy.zeros((sets.shape[0], 3, 3)) + (sets * mask[..., None]).sum()
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_programs_of_sets_are_checked_as_well(tmp_path, capsys):
+    path = put(tmp_path / "a.zip", exported_sets(three), **SETS)
+    sets = np.arange(20, dtype=np.float32).reshape(2, 5, 2)
+    found = programs.load_program(path, task="sets").predict(sets, np.ones((2, 5), bool))
+    np.testing.assert_allclose(found, np.full((2, 3, 3), sets.sum()))
+    with pytest.raises(UserError, match=r"a program of msdspn train sets, .* predict --data FILE"):
+        programs.load_program(path)
+    with pytest.raises(UserError, match=r"a program of msdspn train clevr, .* predict IMAGE"):
+        programs.load_program(put(tmp_path / "b.zip", exported(constant)), task="sets")
+    for changes, words in (
+        ({"kind": "graphs"}, "kind: expected images, vectors or sets, got graphs"),
+        ({"kind": ["sets"]}, "kind: expected images"),
+        ({"kind": "images"}, "input_shape: not one of images"),
+        ({"input_shape": [0, 2]}, "input_shape: expected a list of numbers"),
+        ({"names": []}, "names: expected a list of words"),
+        ({"presence": 1}, "presence: expected true or false, got 1"),
+        ({"presence": False}, r"the output float32\[b, ?3, ?3\]; expected float32 \[batch, 3, 2\]"),
+        ({"input_shape": [4, 2]}, r"the input float32.* expected float32 \[batch, 4, 2\]"),
+        ({"kind": "vectors", "input_shape": [5]}, "so many inputs"),
+    ):
+        path = put(tmp_path / "c.zip", exported_sets(three), **(SETS | changes))
+        with pytest.raises(UserError, match=words):
+            programs.load_program(path, task="sets")
+    argv = ["predict", "--program", str(path), "--data", "x.npz", "--out", "y.npz"]
+    assert cli.main([*argv, "--inner.num-steps", "3"]) == 2
+    assert "--inner.num-steps: fixed in a program" in capsys.readouterr().err
+
+
 def test_zips_that_unpack_to_gigabytes_are_refused(tmp_path, monkeypatch):
     path = put(tmp_path / "a.zip", exported(constant))
     programs.load_program(path)

@@ -331,6 +331,28 @@ def test_a_folder_of_images_can_be_predicted_for(tmp_path):
         source.load_for_prediction(str(tmp_path / "images" / ".."), form)
 
 
+def test_a_coco_file_to_predict_for_needs_no_boxes_but_the_same_categories(tmp_path):
+    path = coco_file(tmp_path)
+    form = data.find_format(
+        coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
+        split_seed=0, scaling="standard", size=None, set_size=None,
+    )  # fmt: skip
+    found, files = source.load_for_prediction(str(path), form)
+    assert sorted(found) == ["inputs", "mask", "targets"]
+    assert files is None
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    path.write_text(json.dumps(content))
+    assert list(source.load_for_prediction(str(path), form)[0]) == ["inputs"]
+    with pytest.raises(UserError, match='expected an object with a list "annotations"'):
+        coco.read(path, None, size=None)
+    content["annotations"] = [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]
+    content["categories"][0]["name"] = "bird"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"categories: .*, is dog, is cat, got is dog, is b"):
+        source.load_for_prediction(str(path), form)
+
+
 # --- through the verbs ---
 
 SMALL = ["--steps", "2", "--hidden-dim", "4", "--latent-dim", "4", "--inner.num-steps", "2"]
@@ -389,9 +411,40 @@ def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
+def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    images = []
+    for i in range(5):
+        size = (40 + 5 * i, 50)
+        Image.new("RGB", size, (50 * i, 9, 9)).save(tmp_path / "photos" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": size[0], "height": size[1]})
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [5, 5, 20, 10 + i]} for i in range(5)]
+    boxes.append({"image_id": 0, "category_id": 2, "bbox": [0, 0, 40, 50]})
+    categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "plate"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    argv = ["--data", "boxes.json", "--image-dir", "photos"]
+    small = [*SMALL, "--encoder-width", "2", "--batch-size", "2"]
+    assert cli.main(["train", "sets", *argv, "--run-dir", "run", *small]) == 0
+    assert (tmp_path / "run" / "figures" / "predictions.png").exists()
+    assert cli.main(["predict", "--run", "run", *argv, "--out", "found.npz"]) == 0
+    found = np.load("found.npz")
+    assert found["sets"].shape == (5, 2, 6)
+    assert found["names"].tolist() == ["x", "y", "w", "h", "is cup", "is plate"]
+    # A folder of the same pictures, in the order of their names.
+    assert cli.main(["predict", "--run", "run", "--data", "photos", "--out", "again.npz"]) == 0
+    again = np.load("again.npz")
+    assert again["files"].tolist() == [f"{i}.png" for i in range(5)]
+    np.testing.assert_allclose(again["sets"], found["sets"], atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_hook")  # which takes a symbolic size for another one
 @pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
-def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkeypatch):
+def test_an_exported_program_predicts_with_and_without_the_package(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", **arrays(kind))
     argv = ["train", "sets", "--data", "data.npz", "--run-dir", "run", "--encoder-width", "2"]
@@ -406,9 +459,14 @@ def test_an_exported_program_predicts_without_the_package(kind, tmp_path, monkey
         [sys.executable, "-c", code, "predict.py", "model.zip", "data.npz", "own.npz"],
         check=True, env=environment(),
     )  # fmt: skip
-    found, own = np.load("found.npz"), np.load("own.npz")
-    for name in ("sets", "presence", "mask"):
-        np.testing.assert_allclose(own[name], found[name], rtol=1e-4, atol=1e-4)
+    argv = ["predict", "--program", "model.zip", "--data", "data.npz", "--out", "verb.npz"]
+    assert cli.main([*argv, "--batch-size", "4"]) == 0
+    found = np.load("found.npz")
+    for file in ("own.npz", "verb.npz"):
+        other = np.load(file)
+        assert other["names"].tolist() == found["names"].tolist()
+        for name in ("sets", "presence", "mask"):
+            np.testing.assert_allclose(other[name], found[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -26,7 +26,12 @@ def is_coco(path: str | Path) -> bool:
 
 
 def read(
-    path: str | Path, images: str | Path | None, *, size: int | None, allow_empty: bool = False
+    path: str | Path,
+    images: str | Path | None,
+    *,
+    size: int | None,
+    allow_empty: bool = False,
+    need_targets: bool = True,
 ) -> Data:
     """Read an annotations file and its images, squashed to squares.
 
@@ -37,6 +42,7 @@ def read(
         images: the folder of the images; None: that of the file, or a folder images/ in it.
         size: side to which images are squashed; None: 64 or 128, by the longest side in the file.
         allow_empty: images without a box are allowed.
+        need_targets: refuse a file without any box; its targets are None otherwise.
 
     Raises:
         UserError: names file and entry, and what was expected there.
@@ -46,6 +52,8 @@ def read(
         content = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from error
+    if isinstance(content, dict) and not need_targets:
+        content.setdefault("annotations", [])
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise UserError(f'{path}: expected an object with a list "{name}", as COCO has it')
@@ -78,11 +86,27 @@ def read(
         box = _box(path, i, entry) / np.array([width, height, width, height])
         element = np.concatenate([box, np.eye(len(categories))[order[category]]])
         boxes[place[number]].append(element)
-    if not any(boxes):
+    names = [*BOX, *(f"is {categories[number]}" for number in sorted(categories))]
+    arrays: dict[str, Any] = {"names": names}
+    if any(boxes):
+        arrays["targets"], arrays["mask"] = _stacked(path, boxes, allow_empty)
+    elif need_targets:
         raise UserError(f"{path}: annotations: expected at least one box, got none")
+    arrays["inputs"] = _pictures(path, listed, images, size)
+    try:
+        return check(arrays, allow_empty=allow_empty)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _stacked(
+    path: Path, boxes: list[list[np.ndarray]], allow_empty: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The elements of every image, padded, and which are there."""
     n = max(map(len, boxes))
-    targets = np.zeros((len(listed), n, 4 + len(categories)), np.float32)
-    mask = np.zeros((len(listed), n), bool)
+    width = max(len(element) for elements in boxes for element in elements)
+    targets = np.zeros((len(boxes), n, width), np.float32)
+    mask = np.zeros((len(boxes), n), bool)
     for i, elements in enumerate(boxes):
         if elements:
             targets[i, : len(elements)], mask[i, : len(elements)] = np.stack(elements), True
@@ -91,25 +115,20 @@ def read(
                 f"{path}: images[{i}]: expected a box in every image (--allow-empty lifts this),"
                 " got none"
             )
-    names = [categories[number] for number in sorted(categories)]
-    arrays = {
-        "inputs": _pictures(path, listed, images, size),
-        "targets": targets,
-        "mask": mask,
-        "names": [*BOX, *(f"is {name}" for name in names)],
-    }
-    try:
-        return check(arrays, allow_empty=allow_empty)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    return targets, mask
 
 
 def _pictures(path: Path, listed: list[Any], images: Any, size: int | None) -> np.ndarray:
     folder = path.parent if images is None else Path(images)
     if images is None and (folder / "images").is_dir():
         folder = folder / "images"
-    sides = [x.get(side, 0) for x in listed for side in ("width", "height")]
-    side = size or default_side(max(sides))
+    side = size or default_side(
+        max(
+            _field(path, "images", i, entry, name, int)
+            for i, entry in enumerate(listed)
+            for name in ("width", "height")
+        )
+    )
     pictures = np.empty((len(listed), side, side, 3), np.uint8)
     with ProgressBar("reading images") as report:
         for i, entry in enumerate(listed):

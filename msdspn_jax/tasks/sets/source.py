@@ -78,7 +78,13 @@ def load_for_prediction(
         found = data.check({"inputs": _read_all(files, form.input_shape[0])})
     elif coco.is_coco(path):
         side = form.input_shape[0] if form.kind == "images" else None
-        found = coco.read(path, images, size=side, allow_empty=True)
+        found = coco.read(path, images, size=side, allow_empty=True, need_targets=False)
+        if found.targets is not None and found.names != form.names:
+            raise UserError(
+                f"{path}: categories: expected those that the model was trained on,"
+                f" {', '.join(form.names[len(coco.BOX) :])}, got"
+                f" {', '.join(found.names[len(coco.BOX) :])}"
+            )
     else:
         found = data.read(path, need_targets=False, allow_empty=True)
     try:
