@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -73,17 +75,7 @@ def traced_once(function: Callable[..., Any], name: str, *settings: Any) -> Call
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.dtypes.result_type(x)), arguments
         )
-        facts = (
-            name,
-            settings,
-            str(shapes),
-            _package_files(),
-            jax.__version__,
-            jax.default_backend(),
-            jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
-            jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
-        )
-        path = Path(folder) / f"traced-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
+        path = _file(folder, "traced", name, settings, str(shapes))
         try:
             exported = jax.export.deserialize(bytearray(path.read_bytes()))
         except Exception:  # Not there, or damaged: flatbuffers raises many types.
@@ -95,6 +87,53 @@ def traced_once(function: Callable[..., Any], name: str, *settings: Any) -> Call
         return jax.jit(exported.call)(*arguments)
 
     return call
+
+
+def shapes_once(function: Callable[..., Any], name: str, *settings: Any) -> Any:
+    """``jax.eval_shape`` of a function of a key, kept as `traced_once` keeps programs.
+
+    Args:
+        function: ``key -> nested dictionaries of arrays``.
+        name: which function this is.
+        settings: all that it closes over.
+    """
+    import jax
+
+    def written(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: written(value) for key, value in tree.items()}
+        return [list(tree.shape), str(tree.dtype)]
+
+    def read(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: read(value) for key, value in tree.items()}
+        return jax.ShapeDtypeStruct(tuple(tree[0]), tree[1])
+
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    path = _file(folder, "shapes", name, settings) if folder else None
+    try:
+        return read(json.loads(path.read_text()))  # pyright: ignore[reportOptionalMemberAccess]
+    except Exception:  # No cache, not in it, or damaged.
+        shapes = jax.eval_shape(function, jax.random.key(0))
+    if path is not None:
+        with contextlib.suppress(OSError):
+            write_bytes(path, json.dumps(written(shapes)).encode())
+    return shapes
+
+
+def _file(folder: str, kind: str, *what: Any) -> Path:
+    """A name made of all that a traced program depends on."""
+    import jax
+
+    facts = (
+        what,
+        _package_files(),
+        jax.__version__,
+        jax.default_backend(),
+        jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+    return Path(folder) / f"{kind}-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
 
 
 def _package_files() -> list[tuple[str, int, int]]:

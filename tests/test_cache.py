@@ -72,3 +72,21 @@ def test_without_a_folder_or_with_a_full_disk_it_is_jit(folder, monkeypatch):
     assert not kept(folder)
     jax.config.update("jax_compilation_cache_dir", None)
     np.testing.assert_array_equal(counted()[0](jnp.ones(2)), 2 * jnp.ones(2))
+
+
+def test_shapes_are_found_once(folder):
+    def init(key):
+        calls.append(key)
+        return {"params": {"kernel": jnp.zeros((2, 3)), "count": jnp.zeros((), jnp.int32)}}
+
+    calls = []
+    expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), init(None))
+    for number in (1, 0):
+        calls = []
+        assert _cache.shapes_once(init, "variables", 3) == expected
+        assert len(calls) == number
+    (file,) = folder.glob("shapes-*")
+    file.write_text("[]")
+    assert _cache.shapes_once(init, "variables", 3) == expected
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert _cache.shapes_once(init, "variables", 3) == expected

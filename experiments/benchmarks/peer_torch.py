@@ -4,7 +4,7 @@ Run by compare.py, with an interpreter that has torch (and torchdeq): reads "for
 lines, answers with wall-clock and processor seconds. Imports nothing of msdspn_jax. Runs on a GPU
 where torch finds one; "tensorfloat32" as the last argument allows its products in tf32.
 
-"torch-bfloat16" multiplies in bfloat16 (torch.autocast), which is fast where the processor knows it.
+"torch-bfloat16" multiplies in bfloat16 (torch.autocast), fast where the processor knows it.
 "torch-compiled" is the same through torch.compile. As that cannot go backward through
 torch.autograd.grad, the inner gradient is torch.func.grad's there.
 """

@@ -236,8 +236,7 @@ class Predict:
     def _predictor(self) -> Predictor:
         if self.program is not None:
             return self._isolated(self.program)
-        import jax
-
+        from msdspn_jax._cache import traced_once
         from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
         from msdspn_jax.trained.weights import sees
 
@@ -253,8 +252,14 @@ class Predict:
             "sees": sees(config),
             "score": SCORE if found.calibration else NO_PROBABILITY,
         }
-        run = jax.jit(
-            functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed)
+        run = traced_once(
+            functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed),
+            "predict",
+            found.task_name,
+            config.to_dict(),
+            found.calibration,
+            self.inner_steps,
+            self.seed,
         )
 
         def predict(images: Any) -> Callable[[], np.ndarray]:

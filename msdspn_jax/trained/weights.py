@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msdspn_jax import tasks
+from msdspn_jax._cache import shapes_once
 from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax.clevr.objects import ATTRIBUTES, CLEVR_LAYOUT, MAX_OBJECTS, PRESENCE_THRESHOLD
 from msdspn_jax.errors import UserError
@@ -354,7 +355,7 @@ def _build(path: Path, task: str, config: TrainConfig) -> tuple[Any, Any]:
     """The predictor, and its variables as shapes."""
     try:
         predictor = tasks.load(task).build_predictor(config)
-        return predictor, jax.eval_shape(predictor.init, jax.random.key(0))
+        return predictor, shapes_once(predictor.init, "variables", task, config.to_dict())
     except Exception as error:  # Whatever flax and JAX find wrong with a size or a word.
         first = (str(error).splitlines() or [repr(error)])[0]
         raise UserError(f"{path}: its configuration makes no model: {first[:300]}") from error
