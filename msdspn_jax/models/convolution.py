@@ -196,7 +196,8 @@ def _as_products(size: Sequence[int], kernel: Sequence[int], how: _How) -> bool:
 
 def _output_on_cpu(x: jax.Array, kernel: jax.Array, *, how: _How) -> jax.Array:
     *ks, channels, features = kernel.shape
-    few_channels = channels < _FEW_CHANNELS
+    # A batch of unknown size, as in `jax.export`, has no pieces of known size.
+    few_channels = channels < _FEW_CHANNELS and isinstance(x.shape[0], int)
     if not few_channels and not _as_products(x.shape[1:3], ks, how):
         return _lax_convolution(x, kernel, how=how)
     product = functools.partial(jnp.matmul, precision=how.precision)
