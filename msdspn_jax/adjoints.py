@@ -474,8 +474,14 @@ def _dense_solve(operator, b: Sets) -> Sets:
 def _normal_cg(operator, b: Sets) -> Sets:
     from jaxopt import linear_solve
 
-    eps = float(jnp.finfo(b.dtype).eps)
-    return linear_solve.solve_normal_cg(operator, b, tol=100 * eps, maxiter=20 * b[0].size)
+    # Of 16 bits only the operator: their own rounding is all that limits the solution.
+    wide = jnp.promote_types(b.dtype, jnp.float32)
+    tol = max(100 * float(jnp.finfo(wide).eps), float(jnp.finfo(b.dtype).eps))
+    u = linear_solve.solve_normal_cg(
+        lambda u: operator(u.astype(b.dtype)).astype(wide), b.astype(wide),
+        tol=tol, maxiter=20 * b[0].size,
+    )  # fmt: skip
+    return u.astype(b.dtype)
 
 
 def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:
