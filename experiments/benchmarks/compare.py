@@ -21,8 +21,10 @@ from pathlib import Path
 
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import ENCODER_CASES
+from msdspn_jax.tasks.summary import Result, write_results
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "peers.json"
 TORCH = ("torch", "torch-compiled", "torch-bfloat16")
 PEERS = ("ours", *TORCH, "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
 OTHER_PYTHON = (*TORCH, "torchdeq", "optimistix")
@@ -110,7 +112,7 @@ def main():
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "peers.json")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     for name in options.cases.split(","):
         peers = [peer for peer in options.peers.split(",") if _fits(peer, name)]
@@ -119,6 +121,31 @@ def main():
         for rows in measure(name, peers, options.repeat, options.torch_python):
             keep(rows, options.output)
         print(table(rows), flush=True)
+    if options.output == RESULTS:
+        write_results(HERE, [in_short(json.loads(RESULTS.read_text()))])
+
+
+def in_short(rows):
+    """A row of the README's summary: training steps beside plain PyTorch."""
+    step = {(row["case"], row["peer"]): row["step_wall_seconds"] for row in rows}
+    cases = [case for case, peer in step if peer == "torch" and (case, "ours") in step]
+    ratios = {case: step[case, "torch"] / step[case, "ours"] for case in cases}
+    parts = {
+        "set decoder": [ratio for case, ratio in ratios.items() if case not in ENCODERS],
+        "image encoder": [ratio for case, ratio in ratios.items() if case in ENCODERS],
+    }
+    return Result(
+        "[speed](experiments/benchmarks/README.md), training step beside PyTorch",
+        "",
+        "; ".join(
+            f"{name} {min(values):.2f} to {max(values):.2f} times as fast"
+            for name, values in parts.items()
+            if values
+        ),
+        f"{len(ratios)} cases, {rows[0]['device']}, float32",
+        "",
+        "python experiments/benchmarks/compare.py",
+    )
 
 
 def _fits(peer, name):

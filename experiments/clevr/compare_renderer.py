@@ -18,6 +18,7 @@ from msdspn_jax.clevr.camera import look_at_origin, project
 from msdspn_jax.clevr.render.trace import QUALITIES, render
 from msdspn_jax.clevr.sampling import visible_pixels
 from msdspn_jax.clevr.scene import scene_from_entry, stack_scenes
+from msdspn_jax.tasks.summary import Result, write_results
 
 
 def main() -> None:
@@ -64,6 +65,15 @@ def main() -> None:
         print(f"| **{name}** | | **{a:.4f}** | **{b:.4f}** | {c:.2f} | {d:.1f} |")
     a, b, c, d = table[:, 0].max(), table[:, 1].min(), table[:, 2].max(), table[:, 3].max()
     print(f"| **worst** | | **{a:.4f}** | **{b:.4f}** | {c:.2f} | {d:.1f} |")
+    result = Result(
+        "[renderer](experiments/clevr/RENDERER.md) beside Blender, structural similarity",
+        "",
+        f"{table[:, 1].mean():.3f} (worst scene {b:.3f})",
+        f"{len(entries)} scenes, 128 x 128 pixels",
+        "",
+        "python experiments/clevr/compare_renderer.py",
+    )
+    write_results(Path(__file__).parent, [result], "renderer")
     if flags.picture:
         strips = []
         for i in flags.show:
