@@ -218,6 +218,7 @@ def test_memory_of_implicit_adjoints_does_not_grow_with_steps(adjoint):
     assert abs(many - few) < 0.05 * few
 
 
+@pytest.mark.slow
 def test_memory_of_unrolling_grows_linearly():
     few, more, many = (temp_bytes(ms.unrolled(), steps) for steps in (10, 85, 160))
     assert many > 5 * few

@@ -27,7 +27,13 @@ def blocks(page):
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page) and page not in WITH_COMMANDS]
+    "page",
+    [
+        # Recipes are many: half a minute of compiling.
+        pytest.param(page, marks=pytest.mark.slow if page == "docs/recipes.md" else ())
+        for page in PAGES
+        if blocks(page) and page not in WITH_COMMANDS
+    ],
 )
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

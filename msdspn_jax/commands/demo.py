@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ class Demo:
 
 def main(argv: list[str]) -> int:
     """Run the demo; returns the exit code."""
+    # All that the acts need, before the first of them takes its minute.
+    for package in ("matplotlib", "PIL", "safetensors", "sklearn"):
+        importlib.import_module(package)
     options = tyro.cli(Demo, prog="msdspn demo", args=argv)
     folder = Path(options.folder)
     try:

@@ -69,7 +69,13 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("data", DATA.values(), ids=DATA.keys())
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(flags, id=name, marks=() if name == "folder" else pytest.mark.slow)
+        for name, flags in DATA.items()
+    ],
+)
 def test_no_data_is_touched_to_predict_with_a_run_and_to_export_it(
     data, tmp_path, without_data, capsys
 ):

@@ -74,6 +74,7 @@ def test_a_process_that_ends_is_a_user_error(tmp_path):
         program.predict(IMAGES).result()
 
 
+@pytest.mark.slow
 def test_the_verb_says_what_became_of_a_program(tmp_path, capsys):
     from PIL import Image
 
