@@ -21,12 +21,12 @@ VERBS = {
     "export": "a trained model as one file, or as a program without its code",
     "render": "render CLEVR-like scenes",
     "bench": "measure time and memory, beside other libraries",
-    "demo": "digits as sets, trained and drawn in under two minutes",
+    "demo": "what predicting sets is about, in two minutes and one picture",
 }
 
 EPILOG = """\
 Start here:
-  msdspn demo                                     see it work on real digits
+  msdspn demo                                     see it work
   msdspn train random-sets --set-size 4 --set-dim 4 --inner.num-steps 10 --steps 1000
   msdspn train TASK --help                        every flag of an experiment
   msdspn show RUN                                 look at a run folder
