@@ -37,12 +37,13 @@ class All:
     """The page whose table is made anew."""
 
 
-#: Where the report of a task goes, and in which order the summary lists them. Folders without a
-#: task have scripts that write their part.
+#: Where the report of a task goes, and in which order the summary lists them. Some have
+#: scripts that write their part.
 FOLDERS = {
     "numbering": "class_specific_numbering",
     "random-sets": "random_sets",
     "clevr": "clevr",
+    "digits": "digits",
     None: "benchmarks",
 }
 
@@ -73,7 +74,9 @@ def _all(argv: list[str]) -> int:
 
     options = tyro.cli(All, prog="msdspn report all", args=argv)
     for task, folder in FOLDERS.items():
-        if task is None or not finished_runs(options.runs, tasks.canonical(task)):
+        if task is None or not hasattr(tasks.load(task), "report"):
+            continue
+        if not finished_runs(options.runs, task):
             continue
         flags = ["--runs", str(options.runs), "--out", str(options.experiments / folder)]
         tasks.load(task).report(flags, run)
