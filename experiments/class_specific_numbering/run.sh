@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The runs of README.md at the published size: n = 64, 4 classes. Finished runs are skipped,
-# unfinished ones go on: stop it and start it again at will.
+# The published size: n = 64, 4 classes. Not run yet. Finished runs are skipped, unfinished ones go
+# on: stop it and start it again at will.
 #
 #   experiments/class_specific_numbering/run.sh [PART ...]     # default: muon published others more
 #
-# Baselines get the steps that iDSPN's processor time would allow them: see OTHERS below.
+# The steps of the baselines are a guess at equal processor time, to be set by the first runs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}

@@ -68,7 +68,7 @@ def main():
     parser.add_argument("--scenes", type=Path, help="folder of other renderings")
     parser.add_argument("--num", type=int, default=2000, help="fresh procedural scenes")
     parser.add_argument("--model", type=Path, default=box_model_path())
-    parser.add_argument("--hours", default="2", help="that its training took, for the summary")
+    parser.add_argument("--hours", default="", help="that its training took, for the summary")
     options = parser.parse_args()
     keep_freed_memory()
     model = load_model(options.model)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The runs of README.md: autoencoding n vectors of n numbers, trained as published, then with Muon.
+# Autoencoding n vectors of n numbers, trained as published and with Muon. Not run yet.
 # Finished runs are skipped, unfinished ones go on: stop it and start it again at will.
 #
 #   experiments/random_sets/run.sh [PART ...]     # default: all parts, the cheapest first
 #
-# Hours of one core with AVX-512 (130 GFLOP/s) are counted, see README.md; several may run at once.
+# By counted operations n = 8 with 10 inner steps takes an hour a run on one core of 130 GFLOP/s, 20
+# inner steps or n = 16 twice that, DSPN two to three times. Parts may run side by side.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
