@@ -6,6 +6,7 @@ wait for that.
 
 from __future__ import annotations
 
+import os
 import sys
 
 HELP = ("-h", "--help", "help")
@@ -56,7 +57,19 @@ def show_usage(argv: list[str]) -> int:
 
 def main() -> int:
     """Run ``msdspn``; returns the exit code."""
-    argv = sys.argv[1:]
+    try:
+        try:
+            return _run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has had enough, as in `msdspn train --help | head`. Python would
+        # try to write the rest once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell says of a program that this signal (SIGPIPE) ended
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in HELP:
         return show_usage(argv)
     from msdspn_jax import cli
