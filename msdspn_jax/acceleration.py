@@ -35,7 +35,8 @@ def anderson(
     For `minimise(optimizer=anderson(...))`: the leading axis is the batch, and every set has its
     own coefficients, found in float32 for sets of 16 bits. ``update`` needs the third argument of
     optax, the current sets. Equal arguments give the same object, so that compiled programs are
-    found again.
+    found again. As every optax transformation it holds functions and cannot be pickled: keep the
+    arguments.
 
     Args:
         learning_rate: η > 0.

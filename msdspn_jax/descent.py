@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -275,7 +277,7 @@ def minimise(
     adjoint: Adjoint = identity(),  # noqa: B008 (a value)
     tolerance: float | None = None,
     return_trajectory: bool = False,
-    **renamed: Any,
+    **unknown: Any,
 ) -> Minimum:
     """Minimise E(Y; context, θ) over the sets Y, differentiably in `params` and `context`.
 
@@ -320,7 +322,7 @@ def minimise(
         >>> minimum.sets.round(3).ravel().tolist(), Status(int(minimum.status[0])).name
         ([1.0, 1.0], 'CONVERGED')
     """
-    _refuse_renamed(renamed)
+    _refuse_unknown(unknown)
     _check_arguments(
         energy, params, context, initial_sets, optimizer, num_steps, max_grad_norm, adjoint
     )
@@ -340,7 +342,7 @@ def minimise(
     traced = any(map(_check.is_traced, jax.tree.leaves((num_steps, params, context, initial_sets))))
     if not traced and explicit is energy and _hashable((descent, adjoint)):
         # Outside of any transformation: one compiled program, found again for equal settings.
-        return _minimise_compiled(descent, adjoint, params, context, initial_sets)
+        return _program(descent, adjoint)(params, context, initial_sets)
     descent = dataclasses.replace(descent, energy=explicit)
     return _minimise(descent, adjoint, all_params, context, initial_sets)
 
@@ -364,7 +366,11 @@ def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets)
     return Minimum(end.sets, energy, norm, end.num_steps, status, trajectory)
 
 
-_minimise_compiled = jax.jit(_minimise, static_argnames=("descent", "adjoint"))
+# Bounded: with an energy made anew for every call, each program is some 2 MB that nobody asks for
+# again. A static argument of `jit` would keep 4,096 of them.
+@functools.lru_cache(maxsize=64)
+def _program(descent: Descent, adjoint: Adjoint) -> Callable[..., Minimum]:
+    return jax.jit(functools.partial(_minimise, descent, adjoint))
 
 
 def _hashable(value: Any) -> bool:
@@ -406,13 +412,21 @@ def clip_per_set(grads: Float[Array, "batch n d"], max_norm: float) -> Float[Arr
     return grads * jnp.minimum(1, max_norm / (norm + 1e-6))
 
 
-def _refuse_renamed(arguments: dict[str, Any]) -> None:
+def _refuse_unknown(arguments: dict[str, Any]) -> None:
     if "gradient" in arguments:
         raise TypeError("gradient: expected the argument adjoint, its name since version 0.2, got "
                         f"gradient={arguments['gradient']!r}")  # fmt: skip
+    if {"step_size", "learning_rate", "momentum"} & arguments.keys():
+        name = next(iter(arguments))
+        raise TypeError(f"{name}: expected within optimizer=nesterov(step_size, momentum), got "
+                        f"{name}={arguments[name]!r}")  # fmt: skip
     if arguments:
         name, value = next(iter(arguments.items()))
-        raise TypeError(f"{name}: expected an argument of minimise(), got {name}={value!r}")
+        known = [x for x in inspect.signature(minimise).parameters if x != "unknown"]
+        raise TypeError(
+            f"{name}: expected one of {', '.join(known)}, the arguments of minimise(), got "
+            f"{name}={value!r}"
+        )
 
 
 def _check_arguments(

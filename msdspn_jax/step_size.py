@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
 from msdspn_jax.adjoints import FixedPoint
-from msdspn_jax.descent import minimise, per_set_norm
+from msdspn_jax.descent import minimise, nesterov, per_set_norm
 from msdspn_jax.energy import Energy, Params
 
 MAX_HALVINGS = 20
@@ -39,14 +39,12 @@ class StepSize(NamedTuple):
 
     Example:
         >>> energy = lambda params, sets, context: 0.5 * jnp.sum((sets - context) ** 2, (1, 2))
-        >>> start, target = jnp.zeros((1, 3, 2)), jnp.ones((1, 3, 2))
-        >>> found = suggest_step_size(
-        ...     energy, {}, target, start, key=jax.random.key(0), momentum=0.0
-        ... )
+        >>> problem = energy, {}, jnp.ones((1, 3, 2)), jnp.zeros((1, 3, 2))
+        >>> found = suggest_step_size(*problem, key=jax.random.key(0), momentum=0.0)
         >>> round(found.stable_below, 3), round(found.step_size, 3), len(found.tried)
         (2.0, 1.0, 1)
-        >>> bool(found.energy_after[0] < found.energy_before[0])
-        True
+        >>> minimise(*problem, optimizer=found.optimizer(), num_steps=1).sets.ravel().tolist()
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
     step_size: float
@@ -57,6 +55,10 @@ class StepSize(NamedTuple):
     energy_before: Float[Array, " batch"]
     energy_after: Float[Array, " batch"]
     tried: tuple[float, ...]
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """What `minimise` takes: `nesterov` with the suggestion and its momentum."""
+        return nesterov(self.step_size, self.momentum)
 
 
 def suggest_step_size(

@@ -192,6 +192,8 @@ def call(**changes):
         ({"tolerance": 0.0}, "tolerance: expected a number > 0"),
         ({"adjoint": "identity"}, "adjoint: expected identity"),
         ({"gradient": ms.identity()}, "gradient: expected the argument adjoint"),
+        ({"step_size": 0.5}, r"step_size: expected within optimizer=nesterov"),
+        ({"num_step": 5}, "num_step: expected one of energy, .*num_steps.*, the arguments"),
         ({"energy": lambda p, s, c: jnp.sum(s)}, "energy: expected one number per set"),
         ({"energy": lambda p, s, c: s}, "energy: expected one number per set"),
     ],

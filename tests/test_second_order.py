@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gc
 import pickle
+import weakref
 
 import chex
 import jax
@@ -174,17 +176,33 @@ def test_equal_modules_are_traced_once():
 
 
 def test_eager_calls_share_one_program():
-    compiled = descent_module._minimise_compiled
+    programs = descent_module._program
     model = ms.set_autoencoder(
         set_size=3, set_dim=2, hidden_dim=4, latent_dim=4, inner=ms.Inner(num_steps=2)
     )
     sets = jnp.ones((2, 3, 2))
     params = model.init(jax.random.key(0), sets)
     model.apply(params, sets)
-    before = compiled._cache_size()
+    before = programs.cache_info().misses
     for _ in range(5):
         model.apply(params, sets)
-    assert compiled._cache_size() == before
+    assert programs.cache_info().misses == before
+
+
+def test_programs_of_energies_that_are_gone_are_let_go():
+    sets = jnp.ones((2, 3, 2))
+    made = []
+    for _ in range(descent_module._program.cache_info().maxsize + 3):
+
+        def own(params, sets, context):
+            return jnp.sum((sets - context) ** 2, (1, 2))
+
+        made.append(weakref.ref(own))
+        descent_module._program(ms.Descent(own, 2), ms.identity())
+    del own
+    gc.collect()
+    assert [x() is None for x in made[:4]] == [True, True, True, False]
+    assert ms.minimise(made[-1](), {}, sets, sets, num_steps=2).sets.shape == sets.shape
 
 
 # --- what an energy closes over, and what it is given ---
