@@ -14,6 +14,7 @@ import io
 import json
 import os
 import stat
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
@@ -124,7 +125,11 @@ def decode_image(data: bytes, where: str) -> UInt8[np.ndarray, "height width 3"]
     elif data[8:12] == b"WEBP":
         _check_pixels(*_webp_size(data), where)  # Its decoder allots the canvas when opened.
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        with warnings.catch_warnings():
+            # Of too many pixels; `_check_pixels` refuses or lets pass.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        with opened as image:
             _check_pixels(*image.size, where)
             return np.array(_as_rgb(image))
     except UserError:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,11 @@ def test_large_images_are_refused_before_they_are_decoded(monkeypatch):
             decode_image(content, kind)
         assert tracemalloc.get_traced_memory()[1] < 2e7 + 2 * len(content)
         tracemalloc.stop()
+    content = saved(Image.new("1", (10_000, 9_500)), "BMP")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow has a warning of its own, in words of its own.
+        with pytest.raises(UserError, match="got 10000 x 9500"):
+            decode_image(content, "a")
     monkeypatch.setattr(files, "MAX_IMAGE_BYTES", 10)
     with pytest.raises(UserError, match="a: expected at most 10 bytes, got 11"):
         decode_image(b"x" * 11, "a")
