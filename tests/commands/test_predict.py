@@ -15,7 +15,7 @@ from msdspn_jax import cli
 from msdspn_jax.clevr import objects as clevr
 from msdspn_jax.clevr.entries import scene_to_json
 from msdspn_jax.clevr.files import ClevrFolder, read_scenes, resize_image
-from msdspn_jax.commands.predict import portable_name, printable, unique_names
+from msdspn_jax.commands.pictures import portable_name, printable, unique_names
 from msdspn_jax.trained import isolated, weights
 from msdspn_jax.trained import program as programs
 
