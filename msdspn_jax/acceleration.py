@@ -67,7 +67,8 @@ def anderson(
 def _anderson(learning_rate: float, history: int, ridge: float) -> optax.GradientTransformation:
     def init(params):
         empty = jnp.zeros((history, params.shape[0], params[0].size), params.dtype)
-        return AndersonState(*vary_like((empty, empty), params), jnp.zeros((), jnp.int32))
+        iterates, residuals = vary_like((empty, empty), params)
+        return AndersonState(iterates, residuals, jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
         if params is None:

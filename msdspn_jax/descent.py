@@ -255,7 +255,7 @@ class Descent:
 
         if rematerialise:
             advance = jax.checkpoint(advance)
-        return lax.scan(advance, state, None, length=self.num_steps)[0]
+        return lax.scan(advance, state, None, length=int(self.num_steps))[0]
 
     def residual_norm(self, sets: Sets, grads: Sets) -> Float[Array, " batch"]:
         """Norm of proj(Y − ∇E) − Y. Zero at a minimum, also at one on the border."""

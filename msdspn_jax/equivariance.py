@@ -55,6 +55,7 @@ def push_apart(sets: Float[AnyArray, "*batch n d"]) -> Float[Array, "*batch n d"
     """
     if sets.ndim < 2:
         raise ValueError(f"sets: expected shape [..., n, d], got {sets.shape}")
+    sets = jnp.asarray(sets)
     n, d = sets.shape[-2:]
     if n == 1:
         return sets

@@ -261,7 +261,7 @@ def numbering_loss(
     return jnp.mean(-jnp.sum(jax.nn.log_softmax(prediction) * matched, -1), -1)
 
 
-def _distance(difference: Float[Array, "*any d"]) -> Float[Array, "*any"]:
+def _distance(difference: Float[AnyArray, "*any d"]) -> Float[Array, "*any"]:
     """l2 norm, with derivative zero rather than NaN at zero: the simplex has corners to sit in."""
     squared = jnp.sum(jnp.square(difference), -1)
     zero = squared == 0

@@ -218,8 +218,9 @@ def by_columns(
     """
     if columns.shape[0] <= _WRITE_OUT_UP_TO:
         return functools.reduce(combine, [function(column) for column in columns])
-    reduce = {jnp.add: jnp.sum, jnp.maximum: jnp.max}[combine]
-    return reduce(function(columns), axis=0)
+    if combine is jnp.add:
+        return jnp.sum(function(columns), axis=0)
+    return jnp.max(function(columns), axis=0)
 
 
 def _zeros(features: jax.Array) -> jax.Array:

@@ -78,8 +78,8 @@ MATCHING_CASES = {str(n): n for n in (10, 32, 64, 256, 512, 1024)} | {"tiny": 4}
 class Layer:
     """A case made concrete."""
 
-    forward: Callable[..., jax.Array]
-    """(params, inputs, keys) -> sets."""
+    forward: Callable[..., Any]
+    """(params, inputs, keys) -> sets; of an image encoder, latents and statistics."""
     training_step: Callable[..., Any]
     """(params, inputs, keys, cotangent) -> (value, gradients of all parameters)."""
     arguments: tuple[Any, ...]

@@ -345,8 +345,8 @@ def _places(
             inside = _common(box, (0, 0, width, height))
             names = sum(_common(box, other) for other in boxes)
             circles = sum(
-                _common(box, _box(*centre, 1.6 * r, 1.6 * r)) * (0.5 if k == i else 1)
-                for k, (centre, r) in enumerate(discs)
+                _common(box, _box(u, v, 1.6 * r, 1.6 * r)) * (0.5 if k == i else 1)
+                for k, ((u, v), r) in enumerate(discs)
             )
             far = np.hypot(*place) / (x + y + height)
             return 5 * (wide * tall - inside) + 4 * names + circles + far

@@ -247,6 +247,7 @@ def relationships(
     positions: Float[AnyArray, "n 3"], eps: float = 0.2
 ) -> dict[str, list[list[int]]]:
     """For each of four directions and each object, which others lie further that way by ``eps``."""
+    positions = np.asarray(positions)
     offset = positions[None, :, :] - positions[:, None, :]
     related = {}
     for name in ("behind", "front", "left", "right"):

@@ -12,9 +12,10 @@ from msdspn_jax.matching.assignment import Method, assign, matched_cost
 
 
 def from_clevr_layout(
-    objects: Float[Array, "*batch d"], *, layout: ObjectLayout = CLEVR_LAYOUT
+    objects: Float[AnyArray, "*batch d"], *, layout: ObjectLayout = CLEVR_LAYOUT
 ) -> Float[Array, "*batch d"]:
     """Sets as Slot Attention wants them: positions [-1, 1] become [0, 1]; absent ones stay zero."""
+    objects = jnp.asarray(objects)
     position = (objects[..., layout.position] + 1) / 2
     moved = objects.at[..., layout.position].set(position)
     return jnp.where(objects[..., layout.presence, None] > PRESENCE_THRESHOLD, moved, objects)

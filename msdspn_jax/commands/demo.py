@@ -266,7 +266,7 @@ def _gradient_mebibytes(digits: Any, config: Any, model: str, steps: int) -> flo
         axis_name=None,  # type: ignore[arg-type]
     )[0]
     compiled = jax.jit(jax.grad(loss)).lower(variables, sets).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+    return getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0) / 2**20
 
 
 # --- 3: from an image to a set ---

@@ -71,7 +71,7 @@ class PredictSets:
             found, made_by = self._by_program(self.program)
         with as_user_error(self.out):
             content = io.BytesIO()
-            np.savez(content, **found)
+            np.savez(content, allow_pickle=False, **found)
             write_bytes(self.out, content.getvalue())
         bad = int((~np.isfinite(found["sets"]).all((1, 2))).sum())
         if bad:

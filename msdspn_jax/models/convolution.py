@@ -95,23 +95,24 @@ def conv_general_dilated(
         >>> layer.apply(layer.init(jax.random.key(0), images), images).shape
         (2, 8, 8, 8)
     """
-    ours = (
+    how = None
+    if (
         _is_plain(lhs, rhs, dimension_numbers)
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and (feature_group_count, batch_group_count, preferred_element_type) == (1, 1, None)
         and not any(value is not None for value in options.values())
-    )
-    if ours:
+    ):
         strides = (int(window_strides[0]), int(window_strides[1]))
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
         (top, bottom), (left, right) = padding
         how = _How(strides, ((top, bottom), (left, right)), precision)
-        ours = min(top, bottom, left, right, *how.output_size(lhs.shape[1:3], rhs.shape[:2])) >= 0
-    if not ours:
+        if min(top, bottom, left, right, *how.output_size(lhs.shape[1:3], rhs.shape[:2])) < 0:
+            how = None
+    if how is None:
         return lax.conv_general_dilated(
-            lhs,
-            rhs,
+            jnp.asarray(lhs),
+            jnp.asarray(rhs),
             window_strides,
             padding,
             lhs_dilation=lhs_dilation,
@@ -225,7 +226,7 @@ def _input_gradient_on_cpu(
     # Every position of the kernel, put where it came from: strides apart, the rest zero.
     padded = [s + sum(pads) for s, pads in zip(size, how.padding, strict=True)]
     zero = jnp.zeros((), cotangent.dtype)
-    total = None
+    parts = []
     for i in range(ks[0]):
         for j in range(ks[1]):
             edges = [
@@ -234,8 +235,8 @@ def _input_gradient_on_cpu(
                     (i, j), padded, cotangent.shape[1:3], how.strides, strict=True
                 )
             ]
-            part = lax.pad(products[..., i, j, :], zero, [(0, 0, 0), *edges, (0, 0, 0)])
-            total = part if total is None else total + part
+            parts.append(lax.pad(products[..., i, j, :], zero, [(0, 0, 0), *edges, (0, 0, 0)]))
+    total = functools.reduce(jnp.add, parts)
     (top, _), (left, _) = how.padding
     return total[:, top : top + size[0], left : left + size[1]]
 
@@ -417,7 +418,8 @@ max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def _lax_max_pool(x):
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    # flax's annotation knows of no padding but by name.
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # type: ignore[arg-type]
 
 
 def _max_pool_gradient_on_cpu(cotangent, x, y):

@@ -88,6 +88,12 @@ class Inner:
         """Steps at evaluation, the default resolved."""
         return self.eval_num_steps or self.steps_at(1.0)
 
+    @property
+    def set_pool(self) -> str:
+        """The pool of a set encoder: "relation" pools pairs, and does so by "fspool"."""
+        assert self.pool is not None
+        return "fspool" if self.pool == "relation" else self.pool
+
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser of the minimisation; equal settings give the same object, as `nesterov`."""
         assert self.step_size is not None

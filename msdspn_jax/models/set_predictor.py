@@ -134,19 +134,20 @@ class SetDecoder(nn.Module):
         return self._energy(self._encoder(params["output"]["bias"].shape[-1])), params
 
     def _encoder(self, latent_dim: int) -> SetEncoder:
-        pool = self.inner.or_else(DEFAULTS).pool
+        inner = self.inner.or_else(DEFAULTS)
         return SetEncoder(
             self.hidden_dim,
             latent_dim,
             self.set_size,
-            pool="fspool" if pool == "relation" else pool,
-            relational=pool == "relation",
+            pool=inner.set_pool,
+            relational=inner.pool == "relation",
             rank_method=self.rank_method,
             parent=None,
         )
 
     def _energy(self, encoder: SetEncoder) -> LatentEnergy:
-        return latent_energy(_Encode(encoder), proximity=self.inner.or_else(DEFAULTS).proximity)
+        proximity = self.inner.or_else(DEFAULTS).proximity or 0.0
+        return latent_energy(_Encode(encoder), proximity=proximity)
 
     def _start(self, batch, keys, given):
         shape = (self.set_size, self.set_dim)
@@ -226,9 +227,7 @@ def set_autoencoder(
         >>> model.apply(model.init(jax.random.key(0), sets), sets).sets.shape
         (1, 4, 2)
     """
-    pool = inner.or_else(DEFAULTS).pool
-    encoder = SetEncoder(
-        hidden_dim, latent_dim, set_size, pool="fspool" if pool == "relation" else pool
-    )
+    pool = inner.or_else(DEFAULTS).set_pool
+    encoder = SetEncoder(hidden_dim, latent_dim, set_size, pool=pool)
     decoder = SetDecoder(set_size, set_dim, hidden_dim, inner=inner, **decoder_options)
     return SetPredictor(encoder=encoder, decoder=decoder)

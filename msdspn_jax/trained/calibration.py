@@ -129,7 +129,8 @@ def fit(
     """
     if right.all() or not right.any():
         raise ValueError("right: expected elements that are right and others that are not")
-    x, y = clues(np.asarray(sets, np.float64)).reshape(-1, 2), right.ravel()
+    x = np.asarray(clues(np.asarray(sets, np.float64))).reshape(-1, 2)
+    y = np.asarray(right).ravel()
     # As Platt: not 1 and 0, so that what can be told apart has a finite curve.
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
     presence, lead, offset = _logistic(x, target)
@@ -137,7 +138,7 @@ def fit(
         (presence, offset), lead = _logistic(x[:, :1], target), 0.0
     if not presence > 0:
         raise ValueError("sets: expected elements of more presence to be right more often")
-    score = 1 / (1 + np.exp(-(x @ [presence, lead] + offset)))
+    score = 1 / (1 + np.exp(-(x @ np.array([presence, lead]) + offset)))
     return Calibration(
         presence=float(presence),
         lead=float(lead),

@@ -240,6 +240,7 @@ def signature(settings: dict[str, Any]) -> Signature:
         image = (np.dtype(np.uint8), (side, side, 3))
         return Signature((image,), (settings["set_size"], clevr.NUM_FEATURES))
     kind, shape = settings["kind"], tuple(settings["input_shape"])
+    inputs: list[tuple[np.dtype, tuple[int, ...]]]
     inputs = [(np.dtype(np.uint8 if kind == "images" else np.float32), shape)]
     if kind == "sets":
         inputs.append((np.dtype(np.bool_), shape[:1]))

@@ -142,6 +142,7 @@ def orthogonalise(matrix: Float[AnyArray, "m n"]) -> Float[Array, "m n"]:
         >>> [0.6 < value < 1.3 for value in jnp.linalg.svd(q)[1].tolist()]
         [True, True]
     """
+    matrix = jnp.asarray(matrix)
     if matrix.shape[0] < matrix.shape[1]:
         return orthogonalise(matrix.T).T
     a, b, c = _NEWTON_SCHULZ
@@ -176,13 +177,13 @@ class Averaged(NamedTuple):
         params: the running average.
         model_state: batch statistics that fit it, see `msdspn_jax.training.state.refit_step`; None
             for models without.
-        count: updates so far.
+        num_updates: so far.
     """
 
     inner: PyTree
     params: PyTree
     model_state: PyTree
-    count: Int[Array, ""]
+    num_updates: Int[Array, ""]
 
 
 def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
@@ -192,14 +193,16 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
         return Averaged(optimizer.init(params), params, None, jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("params: expected the current parameters, got None")
         updates, inner = optimizer.update(updates, state.inner, params)
         # Young averages forget sooner: otherwise the first weights would count for long.
-        kept = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        kept = jnp.minimum(decay, (1.0 + state.num_updates) / (10.0 + state.num_updates))
         mean = jax.tree.map(
             lambda mean, x: (kept * mean + (1 - kept) * x).astype(mean.dtype),
             state.params,
             optax.apply_updates(params, updates),
         )
-        return updates, Averaged(inner, mean, state.model_state, state.count + 1)
+        return updates, Averaged(inner, mean, state.model_state, state.num_updates + 1)
 
     return optax.GradientTransformation(init, update)

@@ -128,7 +128,7 @@ def _precision() -> str:
     import jax
 
     bits = 64 if jax.config.read("jax_enable_x64") else 32
-    matmul = jax.config.jax_default_matmul_precision
+    matmul = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return f"{bits} bits" + (f", matmul {matmul}" if matmul else "")
 
 

@@ -64,11 +64,11 @@ def test_a_process_that_ends_is_a_user_error(tmp_path):
         os.kill(program._process.pid, signal.SIGSEGV)
         with pytest.raises(UserError, match=r"a\.zip: the program was stopped: .*SIGSEGV"):
             program.predict(IMAGES).result()
-    with IsolatedProgram(save(path, endless), time_limit=5) as program:
+    with IsolatedProgram(save(path, endless), time_limit=20) as program:  # Its start counts.
         start = time.monotonic()
-        with pytest.raises(UserError, match="stopped: no answer in 5 seconds"):
+        with pytest.raises(UserError, match="stopped: no answer in 20 seconds"):
             program.predict(IMAGES).result()
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 60
     program = IsolatedProgram(save(path, greedy), memory_limit=2**30)
     with program, pytest.raises(UserError, match="stopped: more than 1 GiB of memory"):
         program.predict(IMAGES).result()

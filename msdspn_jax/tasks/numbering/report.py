@@ -338,8 +338,8 @@ def _size(size: int) -> str:
     return f"{size}" if size else "fresh"
 
 
-def _mark(held: bool) -> str:
-    return "yes" if held else "no"
+def _mark(held: bool | None) -> str:
+    return {True: "yes", False: "no", None: "not tested"}[held]
 
 
 def _write(path: Path, text: str) -> None:
