@@ -388,7 +388,8 @@ def exact(*, method: str = "auto") -> Exact:
             way solves for 16-bit sets in float32.
 
     A singular system (an energy with flat directions, for instance two elements that the encoder
-    cannot tell apart and no proximity term) has no implicit derivative; the result is not finite.
+    cannot tell apart and no proximity term) has no implicit derivative; the result is not finite,
+    or arbitrary: it changes with `num_steps`.
 
     Example:
         >>> str(exact(method="dense"))

@@ -451,7 +451,8 @@ def _check_arguments(
     if not hasattr(adjoint, "wrap"):
         raise TypeError(
             "adjoint: expected identity(), neumann(k), conjugate_gradient(k), exact(), unrolled() "
-            f"or another value with a method wrap(descent), got {adjoint!r}"
+            "or another value with a method wrap(descent); of a word, parse_adjoint(word); got "
+            f"{adjoint!r}"
         )
     shape = jax.eval_shape(energy, params, initial_sets, context)
     batch = initial_sets.shape[:1]

@@ -74,6 +74,9 @@ def parse(name: str, argv: list[str]) -> Any:
     run_dir = _value_of("--run-dir", argv)
     # Before the flags are checked: those that are not given come from the run.
     asked = any(word == "--resume" or word.startswith("--resume=") for word in argv)
+    word = _value_of("--resume", argv) or "yes"
+    if asked and run_dir is not None and (word == "yes" or word.startswith("-")):
+        run_folder.require_run(run_dir)
     if asked and run_dir is not None and run_folder.is_run(run_dir):
         from msdspn_jax.trained.run import read_config
         from msdspn_jax.training.config import Devices
@@ -175,7 +178,8 @@ def train(name: str, config: Any) -> int:
     if outcome.signal is not None:
         return 128 + int(signal.Signals(outcome.signal))
     if leader:
-        shown = "  ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items())
-        print(f"validation: {shown}")
+        if outcome.metrics:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items())
+            print(f"validation: {shown}")
         print(f"run folder: {config.run.dir}   (msdspn show {config.run.dir})")
     return 0

@@ -132,6 +132,8 @@ class Progress:
         self._bar = ProgressBar(transient=True)
         if config.run.progress and not silent:
             self._bar(first_step, config.steps, "compiling …")
+            if not self._bar.live and first_step < config.steps:
+                print("compiling the first step …", file=sys.stderr, flush=True)
 
     def rate(self, step: int) -> float:
         """Steps per second since the run began, without what was left out; 0 if nothing is left."""

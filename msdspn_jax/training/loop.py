@@ -163,7 +163,13 @@ class _Trainer:
         ]
         if self.leader:
             run_folder.truncate_metrics(self.folder, restored.step)
-        messages.append(f"resuming at step {restored.step}")
+        if restored.step < self.config.steps:
+            messages.append(f"resuming at step {restored.step}")
+        else:
+            messages.append(
+                f"finished: all {restored.step} steps are done; to train longer: --steps N"
+                " --allow-config-change"
+            )
         return restored.state, messages
 
     # --- the loop ---
@@ -210,10 +216,10 @@ class _Trainer:
                 ) from error
             chunk = self.runner.run(self.state, self.step, count, batches)
             self.state = chunk.state
-            self._account(chunk)
             if fresh:
                 compiled.add(stage)
                 self.progress.leave_out(time.monotonic() - started, steps=chunk.done)
+            self._account(chunk)
             pace = max((time.monotonic() - started) / chunk.done, 1e-6)
             self._at_boundary()
         return None
@@ -433,7 +439,7 @@ def _must_write_record(
         raise UserError(
             f"the flags differ from those {folder} was begun with:\n  "
             + "\n  ".join(difference)
-            + "\nUse the same flags, or --allow-config-change to go on all the same."
+            + "\nUse the same flags, or --allow-config-change to go on with these."
         )
     return bool(difference) or not (folder / "config.json").exists()
 

@@ -111,13 +111,20 @@ def test_wrong_arrays_are_refused_by_name_index_and_expectation(changes, words, 
 
 def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     path = tmp_path / "data.npz"
-    with pytest.raises(UserError, match=r"expected an .npz file, or a folder of .npy files"):
+    with pytest.raises(UserError, match=r"expected an .npz file, a folder of .npy files or"):
         data.read(path)
     path.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match=r"not a readable .npz file"):
         data.read(path)
     np.savez(path, inputs=np.array([[1], [1, 2]], object))
     with pytest.raises(UserError, match=r"sets of varying size are padded"):
+        data.read(path)
+    picture = tmp_path / "0.png"
+    picture.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(UserError, match=r"0.png: expected an .npz file, .* got neither"):
+        data.read(picture)
+    np.savez(path, images=np.zeros(3), mask=np.ones(3))
+    with pytest.raises(UserError, match="expected an array 'inputs', got images, mask"):
         data.read(path)
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(UserError, match=r"expected an .npz file of named arrays, got one array"):

@@ -98,6 +98,24 @@ def test_resume_is_no_yes_or_auto_and_yes_alone(tmp_path, words, value):
     assert (config.steps == 1) == bool(words), "flags that are not given are the run's"
 
 
+def test_resume_says_that_there_is_no_run_before_anything_else(tmp_path, capsys):
+    argv = ["train", "sets", "--run-dir", str(tmp_path / "none"), "--resume"]
+    assert cli.main(argv) == 2  # And not that --data is missing.
+    assert "holds no run to go on with" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_how_to_train_longer(tmp_path, capsys):
+    argv = ["train", "toy", "--run-dir", str(tmp_path / "run"), "--no-progress"]
+    assert cli.main([*argv, "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main([*argv, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "finished: all 2 steps are done; to train longer: --steps N --allow-config-change" in err
+    assert "validation" not in out
+    assert cli.main([*argv, "--resume", "--steps", "3", "--allow-config-change"]) == 0
+    assert "resuming at step 2" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("without_hook")
 def test_resume_refuses_other_words(tmp_path, capsys):
     with pytest.raises(SystemExit):

@@ -18,6 +18,8 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.sets.data import Data, check, default_side
 
 BOX = ("x", "y", "w", "h")
+#: Names of features that are drawn as a box.
+BOX_NAMES = (BOX, ("cx", "cy", "w", "h"))
 
 
 def is_coco(path: str | Path) -> bool:

@@ -65,12 +65,29 @@ def read(path: str | Path, *, need_targets: bool = True, allow_empty: bool = Fal
     needed = ("inputs", "targets") if need_targets else ("inputs",)
     for name in needed:
         if name not in arrays:
-            found = ", ".join(sorted(arrays)) or "none"
+            found = ", ".join(sorted(_names_there(Path(path)))) or "none"
             raise UserError(f"{path}: expected an array {name!r}, got {found}")
     try:
         return check(arrays, allow_empty=allow_empty)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+# The first bytes of .npz (a zip archive) and .npy.
+_MAGIC = (b"PK", b"\x93N")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
+
+
+def _names_there(path: Path) -> list[str]:
+    """All arrays of a file or folder, also those that nobody reads."""
+    if path.is_dir():
+        return [file.stem for file in path.glob("*.npy")]
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -81,6 +98,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             if not files:
                 raise UserError(f"{path}: expected inputs.npy and targets.npy in it, got neither")
             return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in files.items()}
+        if path.is_file() and _first_bytes(path) not in _MAGIC:  # NumPy would unpickle it.
+            raise UserError(
+                f"{path}: expected an .npz file, or a folder of .npy files, got neither"
+            )
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path}: expected an .npz file of named arrays, got one array")
@@ -88,7 +109,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files if name in ARRAYS}
     except FileNotFoundError:
         raise UserError(
-            f"{path}: expected an .npz file, or a folder of .npy files, got nothing there"
+            f"{path}: expected an .npz file, a folder of .npy files or a .json file of COCO's, got"
+            " nothing there"
         ) from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error) or "Object arrays" in str(error):

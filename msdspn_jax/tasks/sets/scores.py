@@ -16,7 +16,7 @@ from msdspn_jax._check import AnyArray
 from msdspn_jax.losses import pairwise_smooth_l1
 from msdspn_jax.matching import assign
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
-from msdspn_jax.tasks.sets.coco import BOX
+from msdspn_jax.tasks.sets.coco import BOX_NAMES
 from msdspn_jax.tasks.sets.model import Prediction, Predictor
 from msdspn_jax.training.task import Variables
 
@@ -148,7 +148,7 @@ def draw_figures(
             arrays["targets"], arrays["mask"], sets, there, strict=True
         )
     ]
-    if form.kind == "images" and form.names[:4] == BOX:
+    if form.kind == "images" and form.names[:4] in BOX_NAMES:
         figure = boxes(arrays["inputs"], pairs)
     else:
         figure = point_sets(pairs, form.names)
