@@ -180,7 +180,7 @@ class Predict:
 
     def _check(self) -> None:
         if not self.images:
-            raise UserError("no images given; see msdspn predict --help")
+            raise UserError("no images given; see msdspn predict --help, and predict --data --help")
         if self.out is None and not self.json:
             raise UserError("give --out FOLDER, --json, or both")
         for flag, value in (
