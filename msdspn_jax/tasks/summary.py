@@ -28,7 +28,7 @@ class Result(NamedTuple):
         ours: as precise as it is sure.
         size: what our run is smaller in, and the number of seeds.
         hours: of training, on what.
-        command: that makes the runs.
+        command: that makes the runs; empty where no single one does.
     """
 
     experiment: str
@@ -69,7 +69,7 @@ def table(results: Sequence[Result]) -> str:
     lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
     for result in results:
         cells = [cell.replace("|", "\\|") for cell in result[:-1]]
-        lines.append("| " + " | ".join([*cells, f"`{result.command}`"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"`{result.command}`" if result.command else ""]) + " |")
     return "\n".join(lines) + "\n"
 
 
