@@ -69,7 +69,8 @@ def table(results: Sequence[Result]) -> str:
     lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
     for result in results:
         cells = [cell.replace("|", "\\|") for cell in result[:-1]]
-        lines.append("| " + " | ".join([*cells, f"`{result.command}`" if result.command else ""]) + " |")
+        command = f"`{result.command}`" if result.command else ""
+        lines.append("| " + " | ".join([*cells, command]) + " |")
     return "\n".join(lines) + "\n"
 
 
