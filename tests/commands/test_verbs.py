@@ -47,11 +47,11 @@ def test_help_does_not_wait_for_jax():
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
-    command = "train clevr --help | head -1; exit ${PIPESTATUS[0]}"
+    # `true` is gone long before Python has started; `head` might read it all.
+    command = "train clevr --help | true; exit ${PIPESTATUS[0]}"
     script = f"{sys.executable} -m msdspn_command {command}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
-    assert done.stdout.startswith("usage: msdspn train clevr")
 
 
 def test_unknown_words_are_answered_with_the_nearest(capsys):
