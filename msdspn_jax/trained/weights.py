@@ -101,13 +101,13 @@ class Model(NamedTuple):
     ) -> Any:
         """Objects [batch, n, 19] of images [batch, size, size, 3]; jittable.
 
-        Of a model of ``msdspn train sets`` it takes inputs of the data's shape and gives the
-        predictor's whole `Prediction`: sets [batch, n, d] in the units of the data, their presence,
-        and the minimum.
-
         The last feature is the score: of a calibrated model the probability of being right, of
         another the presence as it is. Every image starts from the same key: what is predicted for
         it then depends neither on its place in the batch nor on the others.
+
+        A model of ``msdspn train sets`` takes inputs of its data's shape, all elements of them
+        there, and gives the predictor's whole `Prediction`: sets [batch, n, d] in the units of the
+        data, their presence, the minimum.
         """
         keys = jnp.broadcast_to(jax.random.key(seed), images.shape[:1])
         found = self.predictor.predict(variables, images, keys, inner_steps=inner_steps)

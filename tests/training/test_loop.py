@@ -133,6 +133,15 @@ def test_tensorboard_gets_scalars_and_figures_while_training(tmp_path, monkeypat
     assert content.count(b"predictions") == content.count(b"\x89PNG") == 4
 
 
+def test_the_step_that_compiles_counts_for_no_rate(tmp_path, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        logging.Progress, "update", lambda self, step, values: rates.append(self.rate(step))
+    )
+    train(tmp_path / "run", steps=3)
+    assert rates[0] == 0 < rates[-1]
+
+
 def test_progress_line_says_how_it_goes(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])

@@ -98,7 +98,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             if not files:
                 raise UserError(f"{path}: expected inputs.npy and targets.npy in it, got neither")
             return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in files.items()}
-        if path.is_file() and _first_bytes(path) not in _MAGIC:  # NumPy would unpickle it.
+        if path.is_file() and _first_bytes(path) not in _MAGIC:  # NumPy takes it for a pickle.
             raise UserError(
                 f"{path}: expected an .npz file, or a folder of .npy files, got neither"
             )
