@@ -222,6 +222,38 @@ def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -
     return figure
 
 
+def learning_curves(
+    runs: Mapping[str, Sequence[tuple[int, float, float]]], *, ylabel: str, percent: bool = False
+) -> Figure:
+    """A validation metric by training steps (left) and by hours of training (right).
+
+    Args:
+        runs: label -> (step, hours, value) of every evaluation.
+        ylabel: what the metric is called.
+        percent: the metric is a share; otherwise its axis is logarithmic.
+    """
+    figure = new_figure(9, 3.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    everything = []
+    for number, (label, curve) in enumerate(runs.items()):
+        steps, hours, values = np.reshape(curve, (-1, 3)).T
+        values = values * (100 if percent else 1)
+        style = {"color": SERIES[number % len(SERIES)], "lw": 1.6, "marker": "o", "ms": 3}
+        left.plot(steps, values, label=label, **style)
+        right.plot(hours, values, **style)
+        everything.append(values)
+    if percent:
+        left.set_ylim(-3, 103)
+    else:
+        _log_if_positive(left, np.concatenate(everything))
+    left.set(xlabel="training step", ylabel=ylabel)
+    right.set(xlabel="hours of training")
+    left.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        plain_axes(axes)
+    return figure
+
+
 def lines(
     series: Mapping[str, Sequence[float] | np.ndarray], *, xlabel: str, ylabel: str
 ) -> Figure:

@@ -1,4 +1,4 @@
-"""Time the layer and encoder cases in this library and its peers, in turn, and write the table.
+"""Time layers, image encoders and FSPool in this library and its peers, in turn; write the table.
 
     python experiments/benchmarks/compare.py --torch-python PATH/TO/python
 
@@ -33,13 +33,17 @@ NOT_FOR_NUMBERING = ("jaxopt", "optimistix")
 ENCODERS = {f"encoder-{name}": case for name, case in ENCODER_CASES.items() if name != "tiny"}
 # The image encoder is compared with PyTorch alone.
 FOR_ENCODERS = ("ours", *TORCH)
-CASES = ("clevr-decoder", "random-8x8", "random-32x32", "numbering", "cloud", *ENCODERS)
+# FSPool alone, value and gradient, on [16, n, 64] features; the peers sort.
+POOLS = {f"pool-{n}": {"pool": n} for n in (8, 32, 64, 128, 256, 512, 1024, 2048, 4096)}
+FOR_POOLS = ("ours", "torch", "jax-sort-unrolled")
+LAYERS = {name: case for name, case in benchmarks.LAYER_CASES.items() if name != "tiny"}
+SETTINGS = {name: dataclasses.asdict(case) for name, case in (LAYERS | ENCODERS).items()} | POOLS
 
 
 def start(peer, case, torch_python):
     command = [torch_python if peer in OTHER_PYTHON else sys.executable]
     script = "peer_torch.py" if peer.startswith("torch") else "peer_jax.py"
-    command += [str(HERE / script), peer, json.dumps(dataclasses.asdict(case))]
+    command += [str(HERE / script), peer, json.dumps(case)]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -56,7 +60,7 @@ def ask(process, what):
 
 
 def measure(name, peers, repeat, torch_python):
-    case = (benchmarks.LAYER_CASES | ENCODERS)[name]
+    case = SETTINGS[name]
     processes = {peer: start(peer, case, torch_python) for peer in peers}
     versions, times = {}, {}
     try:
@@ -109,7 +113,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
-    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--cases", default=",".join(SETTINGS))
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -130,9 +134,10 @@ def in_short(rows):
     step = {(row["case"], row["peer"]): row["step_wall_seconds"] for row in rows}
     cases = [case for case, peer in step if peer == "torch" and (case, "ours") in step]
     ratios = {case: step[case, "torch"] / step[case, "ours"] for case in cases}
+    kinds = {"set decoder": LAYERS, "image encoder": ENCODERS, "FSPool": POOLS}
     parts = {
-        "set decoder": [ratio for case, ratio in ratios.items() if case not in ENCODERS],
-        "image encoder": [ratio for case, ratio in ratios.items() if case in ENCODERS],
+        name: [ratio for case, ratio in ratios.items() if case in kind]
+        for name, kind in kinds.items()
     }
     return Result(
         "[speed](experiments/benchmarks/README.md), training step beside PyTorch",
@@ -151,6 +156,8 @@ def in_short(rows):
 def _fits(peer, name):
     if name in ENCODERS:
         return peer in FOR_ENCODERS
+    if name in POOLS:
+        return peer in FOR_POOLS
     return name != "numbering" or peer not in NOT_FOR_NUMBERING
 
 

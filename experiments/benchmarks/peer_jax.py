@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import msdspn_jax as ms
 from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import EncoderCase, build_encoder
@@ -90,14 +91,25 @@ def plain(case, solver):
     return forward
 
 
-def main():
-    keep_freed_memory()  # As the command line does.
-    peer, settings = sys.argv[1], json.loads(sys.argv[2])
-    if "size" in settings:
-        layer = build_encoder(EncoderCase(**settings))
-    else:
-        case = benchmarks.LayerCase(**settings)
-        layer = benchmarks.build_layer(case)
+def pool(n, sort):
+    """FSPool alone, [16, n, 64]; the gradient is with respect to features and weight."""
+    shapes = ((16, n, 64), (n, 64), (16, 64))
+    arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+
+    def value(features, weight, cotangent):
+        if sort:
+            pooled = jnp.sum(jnp.sort(features, axis=1) * weight, axis=1)
+        else:
+            pooled = ms.fspool(features, weight)
+        return jnp.sum(pooled * cotangent)
+
+    gradient = jax.value_and_grad(value, argnums=(0, 1))
+    return {"forward": (jax.jit(value), arrays), "step": (jax.jit(gradient), arrays)}
+
+
+def decode(case, peer):
+    """The set decoder of a case, ours or by another library."""
+    layer = benchmarks.build_layer(case)
     forward, training_step = layer.forward, layer.training_step
     if peer != "ours":
         forward = plain(case, peer)
@@ -105,10 +117,25 @@ def main():
         def training_step(params, inputs, keys, cotangent):
             return jax.grad(lambda p: jnp.sum(forward(p, inputs, keys) * cotangent))(params)
 
-    runs = {
-        "forward": (jax.jit(forward), layer.arguments[:-1]),
-        "step": (jax.jit(training_step), layer.arguments),
+    return compiled(benchmarks.Layer(forward, training_step, layer.arguments))
+
+
+def compiled(layer):
+    return {
+        "forward": (jax.jit(layer.forward), layer.arguments[:-1]),
+        "step": (jax.jit(layer.training_step), layer.arguments),
     }
+
+
+def main():
+    keep_freed_memory()  # As the command line does.
+    peer, settings = sys.argv[1], json.loads(sys.argv[2])
+    if "pool" in settings:
+        runs = pool(settings["pool"], sort=peer != "ours")
+    elif "size" in settings:
+        runs = compiled(build_encoder(EncoderCase(**settings)))
+    else:
+        runs = decode(benchmarks.LayerCase(**settings), peer)
     library = peer if peer in ("jaxopt", "optimistix") else "jax"
     print(json.dumps({"ready": peer, "version": importlib.metadata.version(library)}), flush=True)
     for line in sys.stdin:

@@ -135,6 +135,26 @@ class Layer:
         return torch.autograd.grad(self.value(), params, allow_unused=self.deq is not None)
 
 
+class Pool:
+    """FSPool alone, [16, n, 64]; the gradient is with respect to features and weight."""
+
+    def __init__(self, n):
+        torch.manual_seed(0)
+        self.features = torch.randn(16, n, 64).requires_grad_()
+        self.weight = torch.randn(n, 64).requires_grad_()
+        self.cotangent = torch.randn(16, 64)
+
+    def value(self):
+        return ((torch.sort(self.features, 1).values * self.weight).sum(1) * self.cotangent).sum()
+
+    def forward(self):
+        with torch.no_grad():
+            return self.value()
+
+    def step(self):
+        return torch.autograd.grad(self.value(), (self.features, self.weight))
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions with batch normalisation, and a shortcut."""
 
@@ -193,7 +213,9 @@ def main():
     if precision == ["tensorfloat32"]:
         torch.set_float32_matmul_precision("high")
     compiled = peer == "torch-compiled"
-    if "size" in case:
+    if "pool" in case:
+        layer = Pool(case["pool"])
+    elif "size" in case:
         layer = Encoder(case)
     else:
         layer = Layer(case, use_torchdeq=peer == "torchdeq", compiled=compiled)

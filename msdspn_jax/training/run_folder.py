@@ -245,12 +245,25 @@ def is_finished(folder: Path) -> bool:
 
 def training_hours(folder: str | Path) -> float:
     """Hours that the steps of a run took, compiling and evaluating aside, from its metrics."""
-    seconds, last = 0.0, 0
+    return max(_hours_by_step(folder).values(), default=0.0)
+
+
+def validation_curve(folder: str | Path, name: str) -> list[tuple[int, float, float]]:
+    """Step, hours of training until then, and the metric `name`, at every evaluation of a run."""
+    hours = _hours_by_step(folder)
+    lines = read_metrics(folder, "val")
+    return [(x["step"], hours[x["step"]], x[name]) for x in lines if x["step"] in hours]
+
+
+def _hours_by_step(folder: str | Path) -> dict[int, float]:
+    """Hours that training had taken at each step of which the log has a line."""
+    seconds, last, found = 0.0, 0, {}
     for line in read_metrics(folder, "train"):
         if line.get("steps_per_second"):
             seconds += (line["step"] - last) / line["steps_per_second"]
         last = line["step"]
-    return seconds / 3600
+        found[last] = seconds / 3600
+    return found
 
 
 def finished_runs(root: Path, task: str) -> list[Path]:

@@ -32,7 +32,7 @@ from msdspn_jax.tasks.numbering.equivariance import (
 from msdspn_jax.tasks.numbering.model import build_model
 from msdspn_jax.tasks.numbering.task import build
 from msdspn_jax.trained import run as trained_runs
-from msdspn_jax.training.config import Devices, Run
+from msdspn_jax.training.config import Devices, Outer, Run
 
 KEY = jax.random.key(0)
 
@@ -355,42 +355,48 @@ def test_report(tmp_path, capsys):
     assert numbering_report.report(argv, trained_runs) == 0
     text = (output / "results.md").read_text()
     assert "test split, 2 seeds" in text
-    assert "| DeepSets | 0.0±0.0 | 0.0±0.0 |" in text
+    assert "| DeepSets | 0.0±0.0 | 0 | 0.0±0.0 |" in text
     assert text.strip() in capsys.readouterr().out
     assert (output / "accuracy.png").stat().st_size > 1000
     assert len(json.loads((output / "results.json").read_text())) == 1
 
 
-def test_runs_are_grouped_by_what_they_share():
-    from pathlib import Path
-
-    from msdspn_jax.tasks.numbering.report import Scores, group_by_settings, table
+def test_rows_hold_runs_that_differ_in_seed_and_samples(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Row, Scores, group_by_problem, table
 
     def run(accuracy, **changes):
         config = dataclasses.replace(small(), **changes)
-        return Scores(Path("run"), config, 1, {"macro_accuracy": accuracy})
+        return Scores(tmp_path, config, 1, {"macro_accuracy": accuracy})
 
+    muon = Outer(optimizer="muon")
     scores = [
         run([0.1, 0.2]),
         run([0.6], seed=2),
         run([0.6], seed=2),
         run([0.9], fresh=True, augment=True),
         run([0.5], learning_rate=0.01),
+        run([0.7], outer=muon, steps=7),
+        run([0.4], set_size=4),
     ]
-    groups = group_by_settings(scores)
-    assert [len(members) for members in groups.values()] == [4, 1]
-    assert "learning_rate 0.01" in list(groups)[1]
-    rows = table(groups[next(iter(groups))])
-    cell = rows["deep-sets", False][10]
+    groups = group_by_problem(scores)
+    assert [len(members) for members in groups.values()] == [6, 1]
+    rows = table(groups[small().set_size, small().num_classes])
+    cell = rows[Row("deep-sets", False)][10]
     assert (cell.seeds, cell.mean, cell.std) == pytest.approx((3, 30.0, 700**0.5))
-    assert rows["deep-sets", True][0] == (90.0, 0.0, 1)
+    assert rows[Row("deep-sets", True)][0][:3] == (90.0, 0.0, 1)
+    assert rows[Row("deep-sets", False, "learning_rate 0.01")][10].mean == 50
+    assert rows[Row("deep-sets", False, "Muon, 7 steps of 4")][10].mean == 70
+    # Two that read alike in short are told apart.
+    rows = table([run([0.7], outer=muon), run([0.6], outer=muon, learning_rate=0.3)])
+    assert len(rows) == 2
 
 
 def test_cells():
-    from msdspn_jax.tasks.numbering.report import Cell, markdown
+    from msdspn_jax.tasks.numbering.report import Cell, Row, markdown
 
     assert str(Cell(96.84, 0.61, 6)) == "96.8±0.6"
     assert str(Cell(50.0, 0.0, 1)) == "50.0"
-    text = markdown({("idspn", False): {640: Cell(12.3, 4.5, 3), 0: Cell(99.0, 0.1, 3)}})
-    assert "640 | fresh | published, 640" in text
-    assert "| iDSPN | 12.3±4.5 | 99.0±0.1 | 96.8±0.6 | 98.1±0.3 | 97.9±0.6 |" in text
+    cells = {640: Cell(12.3, 4.5, 3, 0.51), 0: Cell(99.0, 0.1, 3, 2)}
+    text = markdown({Row("idspn", False, "Muon"): cells})
+    assert "640 | fresh | hours a seed | published, 640" in text
+    assert "| iDSPN: Muon | 12.3±4.5 | 99.0±0.1 | 0.51; 2 | 96.8±0.6 | 98.1±0.3 |" in text

@@ -20,16 +20,19 @@ from msdspn_jax.training.run_folder import (
     read_metrics,
     read_record,
     training_hours,
+    validation_curve,
 )
 
 # Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
 # many steps of this batch with this width.
-PUBLISHED_SETTING = {"steps": 20_000, "batch_size": 128, "hidden_dim": 512}
+PUBLISHED_STEPS = 20_000
+PUBLISHED_SETTING = {"batch_size": 128, "hidden_dim": 512}
 PUBLISHED = {
     "DSPN": (0.028, 0.011),
     "iDSPN": (0.009, 0.005),
     "iDSPN, momentum": (0.003, 0.002),
 }
+MUON = ", Muon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ class Report:
     """Collect finished runs into tables and charts; those that differ in the seed are one cell.
 
     Writes grid.md (the tables), grid.json (the numbers) and the charts by_n.png, by_d.png,
-    by_inner_steps.png and equal_compute.png. The last, and the published readings, only where cells
-    with n = d = 8 were trained as the paper's.
+    by_inner_steps.png, equal_compute.png and learning.png. The last two, and the published
+    readings, only where cells with n = d = 8 were trained as the paper's, or with another outer
+    optimiser.
     """
 
     runs: Path = Path("runs")
@@ -63,11 +67,29 @@ class Row(NamedTuple):
     batch_size: int
     hidden_dim: int
     hours: float
+    run: str
+    """Folder of the first of them, below that of all runs."""
 
     @property
     def comparable(self) -> bool:
-        """Whether it was trained for as long, on as much and as wide as the paper's models."""
-        return all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
+        """Whether it may stand beside the paper's models: as wide, and as long with Adam.
+
+        With another outer optimiser the number of steps is part of what is compared.
+        """
+        alike = all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
+        return alike and (self.steps == PUBLISHED_STEPS or self.variant.endswith(MUON))
+
+    @property
+    def baseline(self) -> str:
+        """The variant that relative losses divide by: DSPN with the same outer optimiser."""
+        return "DSPN" + (MUON if self.variant.endswith(MUON) else "")
+
+    def in_short(self) -> str:
+        """Loss and what it cost."""
+        deviation = f" ± {self.deviation:.4f}" if self.replicates > 1 else ""
+        seeds = f"{self.replicates} seed{'s' * (self.replicates > 1)}"
+        cost = f"{self.steps:,} steps, {self.hours / self.replicates:.1f} h, {seeds}"
+        return f"{self.loss:.4f}{deviation} ({cost})"
 
 
 def report(argv: list[str], runs: Runs) -> int:
@@ -84,6 +106,7 @@ def report(argv: list[str], runs: Runs) -> int:
         numbers = json.dumps([row._asdict() for row in rows], indent=1)
         (out / "grid.json").write_text(numbers + "\n")
         charts(rows, out)
+        learning_chart(rows, options.runs, out)
         write_results(out, summary(rows))
     except OSError as error:
         raise UserError(
@@ -103,7 +126,7 @@ def variant_of(config: AutoencoderConfig) -> str:
     if inner.pool != "fspool":
         name += f", {inner.pool} pool"
     name += ", momentum" if inner.momentum else ""
-    return name + (", Muon" if config.outer.optimizer == "muon" else "")
+    return name + (MUON if config.outer.optimizer == "muon" else "")
 
 
 def collect(folder: Path, runs: Runs) -> list[Row]:
@@ -120,10 +143,10 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
             "--runs: expected a folder with finished cells of random-sets (see msdspn grid "
             f"--help), got {folder}"
         )
-    return sorted(_row(members) for members in cells.values())
+    return sorted(_row(members, folder) for members in cells.values())
 
 
-def _row(members: list[tuple[Any, dict[str, Any], Path]]) -> Row:
+def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
     # Seeds of one run come as their mean and population deviation, so that sums of squares add up.
     counts = np.array([config.replicates for config, _, _ in members])
     means = np.array([last["loss"] for _, last, _ in members])
@@ -153,22 +176,23 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]]) -> Row:
         batch_size=config.batch_size,
         hidden_dim=config.hidden_dim,
         hours=sum(training_hours(run) for _, _, run in members),
+        run=str(run.relative_to(folder)),
     )
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
-    known = ["DSPN", "iDSPN", "iDSPN, momentum"]
+    known = [*PUBLISHED, *(name + MUON for name in PUBLISHED)]
     found = {row.variant for row in rows}
     return [v for v in known if v in found] + sorted(found - set(known))
 
 
 def relative_losses(rows: Sequence[Row], key: Callable[[Row], int]) -> dict[str, dict[int, float]]:
     """Geometric mean of loss ÷ DSPN's loss in the same cell, by variant and ``key`` of the cell."""
-    dspn = {row[:3]: row.loss for row in rows if row.variant == "DSPN"}
+    losses = {(row[:3], row.variant): row.loss for row in rows}
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        if row[:3] in dspn:
-            ratio = row.loss / dspn[row[:3]]
+        if (row[:3], row.baseline) in losses:
+            ratio = row.loss / losses[row[:3], row.baseline]
             found.setdefault(row.variant, {}).setdefault(key(row), []).append(ratio)
     return {
         variant: {k: float(np.exp(np.mean(np.log(v)))) for k, v in sorted(by_key.items())}
@@ -210,31 +234,29 @@ def tables(rows: Sequence[Row]) -> str:
             cells = [f"{relative[v].get(value, np.nan):.2f}" for v in variants if v in relative]
             text += f"| {value} | " + " | ".join(cells) + " |\n"
 
-    ours = [row for row in rows if (row.n, row.d) == (8, 8)]
-    if not any(row.comparable for row in ours):
+    ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
+    if not ours:
         setting = ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in PUBLISHED_SETTING.items())
         return text + (
-            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}), so its losses are"
-            " not set beside the published ones.\n"
+            f"\nNo cell with n = d = 8 was trained as the paper's ({setting}, {PUBLISHED_STEPS:,}"
+            " steps), so its losses are not set beside the published ones.\n"
         )
-    text += "\nEqual compute, n = d = 8: the published reading beside ours, both trained alike.\n\n"
-    text += "| model | published, 1x / 2x compute | ours, by inner steps (training steps/s) |\n"
-    text += "|---|---|---|\n"
+    text += "\nn = d = 8, validation loss beside the published reading (its bar chart, 1x and 2x"
+    text += f" compute). Hours are of one seed, on {ours[0].devices}.\n\n"
+    inner_steps = sorted({row.inner_steps for row in ours})
+    head = ["model", "published, 1x; 2x", *(f"{steps} inner steps" for steps in inner_steps)]
+    text += "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
     for variant in dict.fromkeys([*PUBLISHED, *variants]):
-        published = PUBLISHED.get(variant)
-        text += f"| {variant} | "
-        text += "" if published is None else f"{published[0]} / {published[1]}"
-        text += " | " + "; ".join(
-            f"{r.inner_steps}: {r.loss:.4f} ({r.steps_per_second:.2g}/s)"
-            for r in ours
-            if r.variant == variant and r.comparable
-        )
-        text += " |\n"
+        of = {row.inner_steps: row.in_short() for row in ours if row.variant == variant}
+        if of or variant in PUBLISHED:
+            published = "; ".join(map(str, PUBLISHED.get(variant, ())))
+            cells = [variant, published, *(of.get(steps, "") for steps in inner_steps)]
+            text += "| " + " | ".join(cells) + " |\n"
     return text
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:
-    """Rows for the README: the variants at n = d = 8 that were trained as the paper's."""
+    """Rows for the README: the variants at n = d = 8 that may stand beside the paper's."""
     results = []
     for steps, at in ((10, 0), (20, 1)):
         found = {
@@ -243,7 +265,7 @@ def summary(rows: Sequence[Row]) -> list[Result]:
             if (row.n, row.d, row.inner_steps) == (8, 8, steps) and row.comparable
         }
         shown = [name for name in PUBLISHED if name in found]
-        shown += sorted(found.keys() - PUBLISHED.keys())
+        shown += [name for name in _variants(rows) if name in found and name not in PUBLISHED]
         if not shown:
             continue
         seeds = sorted({found[name].replicates for name in shown})
@@ -254,7 +276,8 @@ def summary(rows: Sequence[Row]) -> list[Result]:
                 "; ".join(str(PUBLISHED[name][at]) for name in PUBLISHED)
                 + " (DSPN; iDSPN; with momentum)",
                 "; ".join(f"{found[name].loss:.4f}" for name in shown),
-                f"as published, {'/'.join(map(str, seeds))} seeds",
+                "/".join(f"{n:,}" for n in dict.fromkeys(found[name].steps for name in shown))
+                + f" steps, {'/'.join(map(str, seeds))} seeds",
                 f"{sum(found[name].hours for name in shown):.1f}",
                 "experiments/random_sets/run.sh",
             )
@@ -289,17 +312,39 @@ def charts(rows: Sequence[Row], out: Path) -> None:
     ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
     if not ours:
         return
-    steps = sorted({row.inner_steps for row in ours})
-    groups = ["published, 1x", "published, 2x", *[f"ours, {s} inner steps" for s in steps]]
-    series, deviations = {}, {}
-    for variant in (v for v in variants if v in PUBLISHED):
-        of = {row.inner_steps: row for row in ours if row.variant == variant}
-        found = [of[s].loss if s in of else np.nan for s in steps]
-        series[variant] = [*PUBLISHED[variant], *found]
-        deviations[variant] = [0.0, 0.0, *[of[s].deviation if s in of else 0.0 for s in steps]]
-    if series:
-        figure = plots.bars(
-            groups, series, deviations=deviations, ylabel="validation loss", log=True,
-            title="n = d = 8",
-        )  # fmt: skip
-        plots.save(figure, out / "equal_compute.png")
+    groups = ["published, 1x", "published, 2x"]
+    series = {variant: list(PUBLISHED[variant]) for variant in PUBLISHED}
+    deviations = {variant: [0.0, 0.0] for variant in PUBLISHED}
+    for kind in ("", MUON):
+        for steps in sorted({row.inner_steps for row in ours if row.variant.endswith(kind)}):
+            of = {row.variant: row for row in ours if row.inner_steps == steps}
+            if not any(variant + kind in of for variant in PUBLISHED):
+                continue
+            groups.append(f"ours{kind}, {steps} inner steps")
+            for variant in PUBLISHED:
+                row = of.get(variant + kind)
+                series[variant].append(row.loss if row else np.nan)
+                deviations[variant].append(row.deviation if row else 0.0)
+    figure = plots.bars(
+        groups, series, deviations=deviations, ylabel="validation loss", log=True,
+        title="n = d = 8",
+    )  # fmt: skip
+    plots.save(figure, out / "equal_compute.png")
+
+
+def learning_chart(rows: Sequence[Row], runs: Path, out: Path) -> None:
+    """Validation loss at n = d = 8 by training steps and by hours, with the fewest inner steps."""
+    from msdspn_jax import plots
+
+    (out / "learning.png").unlink(missing_ok=True)
+    ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
+    fewest = min((row.inner_steps for row in ours), default=0)
+    shown = {row.variant: row for row in ours if row.inner_steps == fewest}
+    if shown:
+        curves = {
+            name: validation_curve(runs / shown[name].run, "loss")
+            for name in _variants(ours)
+            if name in shown
+        }
+        figure = plots.learning_curves(curves, ylabel="validation loss")
+        plots.save(figure, out / "learning.png")

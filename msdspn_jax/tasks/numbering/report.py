@@ -24,7 +24,7 @@ from msdspn_jax.tasks.numbering.model import build_model
 from msdspn_jax.tasks.runs import Runs
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
-from msdspn_jax.training.run_folder import finished_runs, training_hours
+from msdspn_jax.training.run_folder import finished_runs, training_hours, validation_curve
 from msdspn_jax.training.state import run_keys
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, at n = 64 with 4 classes,
@@ -49,9 +49,11 @@ NAMES = {
     "idspn": "iDSPN",
 }
 
-# What may differ between the runs of one table, or does not bear on what is measured.
-_WITHIN_TABLE = {"seed", "replicates", "model", "train_size", "fresh", "augment"}
-_WITHIN_TABLE |= {"skip_bad_steps", "max_inner_energy"}
+# What makes a problem of its own, and so a table of its own.
+_PROBLEM = ("set_size", "num_classes")
+# What has a row, a column or a mean of its own, or does not bear on what is measured.
+_IN_TABLE = {"seed", "replicates", "model", "train_size", "fresh", "augment"}
+_IN_TABLE |= {"skip_bad_steps", "max_inner_energy", *_PROBLEM}
 
 SCORES_FILE = "numbering_scores.json"
 
@@ -63,7 +65,8 @@ class Options:
     runs: Path = Path("runs")
     """Folder to search for finished runs of this task."""
     out: Path = Path("experiments/class_specific_numbering")
-    """Where to write results.md, results.json, summary.json, accuracy.png (and equivariance.md)."""
+    """Where to write results.md, results.json, summary.json, accuracy.png and learning.png (and
+    equivariance.md)."""
     split: Literal["test", "val"] = "test"
     """Which split to score the best checkpoint on. Scores are kept in the run folder."""
     equivariance: bool = False
@@ -79,12 +82,29 @@ class Scores(NamedTuple):
     values: dict[str, list[float]]
 
 
+class Row(NamedTuple):
+    """A row of the table: a model, and how it was trained where that differs from other rows."""
+
+    model: str
+    augmented: bool
+    training: str = ""
+
+    def __str__(self) -> str:
+        """What people call it."""
+        name = NAMES[self.model] + (", permuted samples" if self.augmented else "")
+        return f"{name}: {self.training}" if self.training else name
+
+
 class Cell(NamedTuple):
-    """Macro accuracy in percent over several `seeds`; `std` is the sample standard deviation."""
+    """Macro accuracy in percent over several `seeds`; `std` is the sample standard deviation.
+
+    `hours` are those that training one seed took.
+    """
 
     mean: float
     std: float
     seeds: int
+    hours: float = 0.0
 
     def __str__(self) -> str:
         """Mean ± deviation, as in the paper."""
@@ -104,17 +124,21 @@ def report(argv: list[str], runs: Runs) -> int:
             f"train numbering --run-dir RUN'), got {options.runs}"
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    groups = group_by_settings(scores)
-    text = "\n\n".join(
-        _section(settings, members, options.split) for settings, members in groups.items()
-    )
+    groups = group_by_problem(scores)
+    text = "\n\n".join(_section(members, options.split) for members in groups.values())
     _write(options.out / "results.md", text)
     _write(options.out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
     from msdspn_jax import plots
 
     for number, members in enumerate(groups.values()):
-        name = "accuracy.png" if number == 0 else f"accuracy_{number + 1}.png"
-        plots.save(accuracy_figure(table(members)), options.out / name)
+        ending = ".png" if number == 0 else f"_{number + 1}.png"
+        plots.save(accuracy_figure(table(members)), options.out / f"accuracy{ending}")
+        curves = learning(members)
+        if curves:
+            figure = plots.learning_curves(
+                curves, ylabel="macro accuracy on validation, %", percent=True
+            )
+            plots.save(figure, options.out / f"learning{ending}")
     write_results(options.out, summary(groups))
     print(text)
     if options.equivariance:
@@ -146,19 +170,65 @@ def score_run(folder: Path, split: str, runs: Runs) -> Scores:
     return Scores(folder, config, every[split]["step"], every[split]["values"])
 
 
-def group_by_settings(scores: Iterable[Scores]) -> dict[str, list[Scores]]:
-    """Runs that belong in one table, by what their settings share, said in words."""
-    groups: dict[str, list[Scores]] = defaultdict(list)
+def group_by_problem(scores: Iterable[Scores]) -> dict[tuple[int, int], list[Scores]]:
+    """Runs that belong in one table, by set size and number of classes; the largest sets first."""
+    groups: dict[tuple[int, int], list[Scores]] = defaultdict(list)
     for score in scores:
-        published = _settings(Config(model=score.config.model))
-        differs = {
-            name: value
-            for name, value in _settings(score.config).items()
-            if name not in _WITHIN_TABLE and value != published[name]
-        }
-        words = ", ".join(f"{name} {value}" for name, value in sorted(differs.items()))
-        groups[words or "published settings"].append(score)
-    return dict(groups)
+        groups[score.config.set_size, score.config.num_classes].append(score)
+    return dict(sorted(groups.items(), reverse=True))
+
+
+def shared_settings(scores: Iterable[Scores]) -> dict[str, Any]:
+    """Settings that differ from the published ones in every run, and alike."""
+    shared = [set(_unlike_published(score.config).items()) for score in scores]
+    return dict(sorted(set.intersection(*shared)))
+
+
+def _unlike_published(config: Config) -> dict[str, Any]:
+    """The settings of a run that differ from the published ones of its model."""
+    published = _settings(Config(model=config.model))
+    return {
+        name: value
+        for name, value in _settings(config).items()
+        if name not in _IN_TABLE and value != published[name]
+    }
+
+
+def rows_of(scores: Sequence[Scores]) -> dict[Row, list[Scores]]:
+    """The runs of a table by row: a model, and how it was trained beyond what all runs share."""
+    shared = shared_settings(scores)
+    found: dict[tuple[str, bool, str], list[Scores]] = defaultdict(list)
+    for score in scores:
+        own = dict(_unlike_published(score.config).items() - shared.items())
+        words = ", ".join(f"{name} {value}" for name, value in sorted(own.items()))
+        found[score.config.model, score.config.augment, words].append(score)
+    rows = [Row(model, augmented, _training(members[0].config, shared))
+            for (model, augmented, _), members in found.items()]  # fmt: skip
+    # Two ways of training that read alike in short are told apart in full.
+    return dict(
+        sorted(
+            (
+                (row if rows.count(row) == 1 else Row(*key), members)
+                for row, (key, members) in zip(rows, found.items(), strict=True)
+            ),
+            key=lambda item: (list(PUBLISHED).index(item[0].model), item[0][1:]),
+        )
+    )
+
+
+def _training(config: Config, shared: Mapping[str, Any]) -> str:
+    """How a run was trained, in short."""
+    own = dict(_unlike_published(config).items() - shared.items())
+    words = []
+    if config.outer.optimizer == "muon" and "outer.optimizer" in own:
+        words.append("Muon")
+        # Which go with it; in full in results.json.
+        own = {name: value for name, value in own.items() if not name.startswith("outer.")}
+        own.pop("learning_rate", None)
+    if own.keys() & {"steps", "batch_size"}:
+        words.append(f"{config.steps:,} steps of {config.batch_size}")
+    own = {name: value for name, value in own.items() if name not in ("steps", "batch_size")}
+    return ", ".join(words + [f"{name} {value}" for name, value in sorted(own.items())])
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -170,55 +240,69 @@ def _settings(config: Config) -> dict[str, Any]:
 # --- the table ---
 
 
-def table(scores: Sequence[Scores]) -> dict[tuple[str, bool], dict[int, Cell]]:
-    """Macro accuracy by (model, augmented), then by size of the training set (0: fresh)."""
-    seeds: dict[tuple[str, bool], dict[int, dict[int, float]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    for score in scores:
-        row = seeds[score.config.model, score.config.augment]
-        for replicate, value in enumerate(score.values["macro_accuracy"]):
-            # The same seed trained twice counts once.
-            row[_train_size(score.config)][score.config.seed + replicate] = 100 * value
-    return {
-        row: {size: _cell(list(by_seed.values())) for size, by_seed in sizes.items()}
-        for row, sizes in sorted(seeds.items(), key=lambda item: _order(item[0]))
-    }
+def table(scores: Sequence[Scores]) -> dict[Row, dict[int, Cell]]:
+    """Macro accuracy by row, then by size of the training set (0: fresh)."""
+    rows: dict[Row, dict[int, Cell]] = {}
+    for row, members in rows_of(scores).items():
+        sizes: dict[int, dict[int, float]] = defaultdict(dict)
+        hours: dict[int, float] = defaultdict(float)
+        for score in members:
+            size = _train_size(score.config)
+            hours[size] += training_hours(score.folder)
+            for replicate, value in enumerate(score.values["macro_accuracy"]):
+                # The same seed trained twice counts once.
+                sizes[size][score.config.seed + replicate] = 100 * value
+        rows[row] = {
+            size: _cell(list(by_seed.values()), hours[size]) for size, by_seed in sizes.items()
+        }
+    return rows
 
 
-def markdown(rows: Mapping[tuple[str, bool], Mapping[int, Cell]]) -> str:
+def learning(scores: Sequence[Scores]) -> dict[str, list[tuple[int, float, float]]]:
+    """Validation accuracy at every evaluation, by row; of its first run on the fewest samples."""
+    curves = {}
+    for row, members in rows_of(scores).items():
+        first = min(members, key=lambda score: (_train_size(score.config) or 1e18, score.folder))
+        curve = validation_curve(first.folder, "macro_accuracy")
+        if curve:
+            curves[str(row)] = curve
+    return curves
+
+
+def markdown(rows: Mapping[Row, Mapping[int, Cell]]) -> str:
     """The table of the paper: ours, then the published (at n = 64, 4 classes, 6 seeds)."""
     sizes = sorted({size for row in rows.values() for size in row}, key=lambda size: size or 1e18)
     published = sorted(next(iter(PUBLISHED.values())))
-    head = ["macro accuracy, %", *(_size(size) for size in sizes)]
+    head = ["macro accuracy, %", *(_size(size) for size in sizes), "hours a seed"]
     head += [f"published, {size}" for size in published]
     lines = [head, ["---"] * len(head)]
-    for (model, augmented), row in rows.items():
-        ours = [str(row[size]) if size in row else "" for size in sizes]
-        theirs = ["{:.1f}±{:.1f}".format(*PUBLISHED[model][size]) for size in published]
-        lines.append([_name(model, augmented), *ours, *theirs])
+    for row, cells in rows.items():
+        ours = [str(cells[size]) if size in cells else "" for size in sizes]
+        hours = "; ".join(f"{cells[size].hours:.2g}" for size in sizes if size in cells)
+        theirs = ["{:.1f}±{:.1f}".format(*PUBLISHED[row.model][size]) for size in published]
+        lines.append([str(row), *ours, hours, *theirs])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def accuracy_figure(rows: Mapping[tuple[str, bool], Mapping[int, Cell]]):
+def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
     """Accuracy by size of the training set, one line a model; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
 
     sizes = sorted({size for row in rows.values() for size in row}, key=lambda size: size or 1e18)
     figure = Figure(figsize=(6.2, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for number, ((model, augmented), row) in enumerate(rows.items()):
-        own = [size for size in sizes if size in row]
+    for number, (row, cells) in enumerate(rows.items()):
+        own = [size for size in sizes if size in cells]
         # Lines that coincide (at zero, say) are told apart by a small shift.
         place = [sizes.index(size) + 0.03 * (number - len(rows) / 2) for size in own]
         axes.errorbar(
             place,
-            [row[size].mean for size in own],
-            [row[size].std for size in own],
-            label=_name(model, augmented),
-            marker="o" if model in ("idspn", "dspn") else "s",
-            linewidth=2.4 if model == "idspn" else 1.4,
-            linestyle="--" if augmented else "-",
+            [cells[size].mean for size in own],
+            [cells[size].std for size in own],
+            label=str(row),
+            marker="o" if row.model in ("idspn", "dspn") else "s",
+            linewidth=2.4 if row.model == "idspn" else 1.4,
+            linestyle="--" if row.augmented else "-",
             capsize=2,
         )
     axes.set_xticks(range(len(sizes)), [_size(size) for size in sizes])
@@ -228,27 +312,33 @@ def accuracy_figure(rows: Mapping[tuple[str, bool], Mapping[int, Cell]]):
     return figure
 
 
-def summary(groups: Mapping[str, Sequence[Scores]]) -> list[Result]:
-    """Rows for the README: iDSPN and DSPN trained on 640 samples, the largest n there is."""
-    settings, scores = max(groups.items(), key=lambda group: group[1][0].config.set_size)
-    cells = table(scores)
-    found = {name: cells.get((name, False), {}).get(640) for name in ("idspn", "dspn")}
-    if None in found.values():
+def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
+    """A row for the README: the best iDSPN and DSPN on 640 samples, at the largest n there is."""
+    (set_size, _), scores = next(iter(groups.items()))
+    best: dict[str, tuple[Cell, Row]] = {}
+    for row, cells in table(scores).items():
+        cell = cells.get(640)
+        if cell and not row.augmented and cell > best.get(row.model, (Cell(-1, 0, 0),))[0]:
+            best[row.model] = (cell, row)
+    names = [name for name in ("idspn", "dspn") if name in best]
+    if "idspn" not in names:
         return []
-    counted = [score for score in scores if score.config.model in found]
-    steps = {score.config.steps for score in counted}
-    seeds = min(cell.seeds for cell in found.values() if cell)
+    shared = shared_settings(scores)
+    trained = dict.fromkeys(
+        best[name][1].training
+        or f"{shared.get('steps', 50_000):,} steps of {shared.get('batch_size', 128)}"
+        for name in names
+    )
     return [
         Result(
             "[numbering](experiments/class_specific_numbering/README.md), sets entirely right, %,"
-            " iDSPN; DSPN",
-            "; ".join("{:.1f}±{:.1f}".format(*PUBLISHED[name][640]) for name in found),
-            "; ".join(str(cell) for cell in found.values()),
-            f"n = {scores[0].config.set_size}, 640 samples, "
-            + "/".join(f"{n:,}" for n in sorted(steps))
-            + f" steps, {seeds} seeds"
-            + ("" if settings == "published settings" else "; smaller or other settings"),
-            f"{sum(training_hours(score.folder) for score in counted):.1f}",
+            f" {'; '.join(NAMES[name] for name in names)}",
+            "; ".join("{:.1f}±{:.1f}".format(*PUBLISHED[name][640]) for name in names),
+            "; ".join(str(best[name][0]) for name in names),
+            f"n = {set_size}, 640 samples; {'; '.join(trained)}; "
+            + "/".join(str(best[name][0].seeds) for name in names)
+            + " seeds",
+            f"{sum(best[name][0].hours * best[name][0].seeds for name in names):.1f}",
             "experiments/class_specific_numbering/run.sh",
         )
     ]
@@ -298,11 +388,15 @@ def equivariance_table(scores: Sequence[Scores], runs: Runs, *, seed: int = 0) -
 # --- small things ---
 
 
-def _section(settings: str, scores: Sequence[Scores], split: str) -> str:
+def _section(scores: Sequence[Scores], split: str) -> str:
     rows = table(scores)
+    config = scores[0].config
+    settings = ", ".join(f"{name} {value}" for name, value in shared_settings(scores).items())
+    problem = f"n = {config.set_size}, {config.num_classes} classes"
     counts = {cell.seeds for row in rows.values() for cell in row.values()}
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    title = f"Ours ({split} split, {seeds} seeds, mean ± standard deviation): {settings}."
+    title = f"{problem}, {split} split, {seeds} seeds, mean ± standard deviation"
+    title += f"; {settings}." if settings else "."
     return f"{title}\n\n{markdown(rows)}"
 
 
@@ -310,23 +404,16 @@ def _records(scores: Sequence[Scores]) -> list[dict[str, Any]]:
     return [
         {"run": score.folder.name, "best_step": score.step}
         | {name: getattr(score.config, name) for name in ("model", "augment", "seed")}
-        | {"train_size": _train_size(score.config)}
+        | {"train_size": _train_size(score.config), "hours": training_hours(score.folder)}
+        | {"unlike_published": _unlike_published(score.config)}
         | score.values
         for score in scores
     ]
 
 
-def _cell(percent: Sequence[float]) -> Cell:
+def _cell(percent: Sequence[float], hours: float) -> Cell:
     std = float(np.std(percent, ddof=1)) if len(percent) > 1 else 0.0
-    return Cell(float(np.mean(percent)), std, len(percent))
-
-
-def _order(row: tuple[str, bool]) -> tuple[int, bool]:
-    return list(PUBLISHED).index(row[0]), row[1]
-
-
-def _name(model: str, augmented: bool) -> str:
-    return NAMES[model] + (", permuted samples" if augmented else "")
+    return Cell(float(np.mean(percent)), std, len(percent), hours / len(percent))
 
 
 def _train_size(config: Config) -> int:
