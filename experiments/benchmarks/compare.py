@@ -5,8 +5,9 @@
 The other interpreter has torch and torchdeq; for Optimistix also optimistix, jax, flax and optax.
 
 Every peer is a process of its own that waits for its turn, so that a slow moment of the machine
-meets all of them. Processor seconds are reported beside wall-clock seconds: on a machine shared
-with others they are the steadier of the two.
+meets all of them; so does a large matrix product, the measure of what the machine can do. Processor
+seconds are kept beside wall-clock seconds: on a machine shared with others they are the steadier of
+the two. The rows go to results/peers.json, of which report.py makes the page's tables.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from pathlib import Path
 
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import ENCODER_CASES
-from msdspn_jax.tasks.summary import Result, write_results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers.json"
-TORCH = ("torch", "torch-compiled", "torch-bfloat16")
+CPUINFO = Path("/proc/cpuinfo")
+# Emulated in software it is slower than float32 by far.
+HAS_BFLOAT16 = CPUINFO.exists() and {"avx512_bf16", "amx_bf16"} & set(CPUINFO.read_text().split())
+TORCH = ("torch", "torch-compiled") + ("torch-bfloat16",) * bool(HAS_BFLOAT16)
 PEERS = ("ours", *TORCH, "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
+WHAT = dict.fromkeys(PEERS, ("forward", "step")) | {"ours": ("forward", "step", "product")}
+PRODUCT_FLOPS = 2 * 4096 * 512**2
 OTHER_PYTHON = (*TORCH, "torchdeq", "optimistix")
 # jaxopt descends without a projection; on numbering the linear solve of Optimistix fails.
 NOT_FOR_NUMBERING = ("jaxopt", "optimistix")
@@ -66,11 +71,11 @@ def measure(name, peers, repeat, torch_python):
     try:
         for peer, process in processes.items():
             versions[peer] = json.loads(process.stdout.readline())["version"]
-            for what in ("forward", "step"):
+            for what in WHAT[peer]:
                 ask(process, what)
         for round_number in range(1, repeat + 1):
             for peer, process in processes.items():
-                for what in ("forward", "step"):
+                for what in WHAT[peer]:
                     times.setdefault((peer, what), []).append(ask(process, what))
             yield [summary(name, peer, versions, times, round_number) for peer in peers]
     finally:
@@ -85,29 +90,17 @@ def summary(name, peer, versions, times, repeat):
             values = [pair[index] for pair in times[peer, what]]
             row[f"{what}_{clock}_seconds"] = statistics.median(values)
             row[f"{what}_{clock}_seconds_min"] = min(values)
+    if (peer, "product") in times:
+        row["product_rate"] = PRODUCT_FLOPS / min(wall for wall, _ in times[peer, "product"])
     return row | {"device": benchmarks.device_name(), "date": date.today().isoformat()}
 
 
-def table(rows):
-    lines = [
-        "| case | layer | forward s | training step s | processor s a step "
-        "| step, times ours (wall) | (processor) | forward, times ours (processor) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    ours = {row["case"]: row for row in rows if row["peer"] == "ours"}
-    for row in rows:
-        base = ours[row["case"]]
-
-        def ratio(key, row=row, base=base):
-            return f"{row[key] / base[key]:.2f}"
-
-        lines.append(
-            f"| {row['case']} | {row['peer']} | {row['forward_wall_seconds']:.3f} "
-            f"| {row['step_wall_seconds']:.3f} | {row['step_processor_seconds']:.3f} "
-            f"| {ratio('step_wall_seconds')} | {ratio('step_processor_seconds')} "
-            f"| {ratio('forward_processor_seconds')} |"
-        )
-    return "\n".join(lines)
+def line(rows):
+    """A case in one line, to be seen while it runs: training steps beside ours."""
+    ours = next((row for row in rows if row["peer"] == "ours"), rows[0])
+    found = [f"{row['peer']} {row['step_wall_seconds'] / ours['step_wall_seconds']:.2f}"
+             for row in rows if row is not ours]  # fmt: skip
+    return f"{ours['case']}: {ours['peer']} {ours['step_wall_seconds']:.4f} s; " + ", ".join(found)
 
 
 def main():
@@ -124,33 +117,7 @@ def main():
         # Written after every round, so that an interrupted comparison keeps what it has.
         for rows in measure(name, peers, options.repeat, options.torch_python):
             keep(rows, options.output)
-        print(table(rows), flush=True)
-    if options.output == RESULTS:
-        write_results(HERE, [in_short(json.loads(RESULTS.read_text()))])
-
-
-def in_short(rows):
-    """A row of the README's summary: training steps beside plain PyTorch."""
-    step = {(row["case"], row["peer"]): row["step_wall_seconds"] for row in rows}
-    cases = [case for case, peer in step if peer == "torch" and (case, "ours") in step]
-    ratios = {case: step[case, "torch"] / step[case, "ours"] for case in cases}
-    kinds = {"set decoder": LAYERS, "image encoder": ENCODERS, "FSPool": POOLS}
-    parts = {
-        name: [ratio for case, ratio in ratios.items() if case in kind]
-        for name, kind in kinds.items()
-    }
-    return Result(
-        "[speed](experiments/benchmarks/README.md), training step beside PyTorch",
-        "",
-        "; ".join(
-            f"{name} {min(values):.2f} to {max(values):.2f} times as fast"
-            for name, values in parts.items()
-            if values
-        ),
-        f"{len(ratios)} cases, {rows[0]['device']}, float32",
-        "",
-        "python experiments/benchmarks/compare.py",
-    )
+        print(line(rows), flush=True)
 
 
 def _fits(peer, name):

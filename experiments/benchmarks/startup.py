@@ -49,11 +49,16 @@ def main():
         bench = [*MSDSPN, "bench", "layer", "--case", "tiny", "--repeat", "1", "--json"]
         train = [*MSDSPN, "train", "random-sets", "--fresh", "--steps", "2", "--batch-size", "4"]
         train += ["--val-size", "8", "--hidden-dim", "16", "--latent-dim", "16"]
+        render = [*MSDSPN, "render", "--num", "1", "--size", "64"]
+        predict = [*MSDSPN, "predict", f"{folder}/cold-scenes/images"]
         for state in ("cold", "warm"):
             cache = f"{folder}/cache"
-            keep(f"bench layer --case tiny, {state}", **timed(bench, cache))
+            scenes, found = f"{folder}/{state}-scenes", f"{folder}/{state}-found"
+            keep(f"msdspn render --num 1, {state}", **timed([*render, "--out", scenes], cache))
+            keep(f"msdspn predict one.png, {state}", **timed([*predict, "--out", found], cache))
+            keep(f"msdspn bench layer --case tiny, {state}", **timed(bench, cache))
             run = ["--run-dir", f"{folder}/{state}"]
-            keep(f"train random-sets, 2 steps, {state}", **timed([*train, *run], cache))
+            keep(f"msdspn train random-sets, 2 steps, {state}", **timed([*train, *run], cache))
     output = HERE / "results" / "startup.json"
     device = benchmarks.device_name()
     output.write_text(json.dumps([row | {"device": device} for row in rows], indent=1) + "\n")

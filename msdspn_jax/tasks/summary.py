@@ -15,7 +15,7 @@ from msdspn_jax._files import write_text
 from msdspn_jax.errors import UserError
 
 FILE = "summary{}.json"
-BEGIN, END = "<!-- msdspn report all: begin -->", "<!-- msdspn report all: end -->"
+MARK = "msdspn report all"
 _HEAD = ("experiment", "published", "ours", "size of our run", "hours", "command")
 
 
@@ -74,15 +74,20 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put_into(page: Path, text: str) -> None:
+def marks(name: str = MARK) -> tuple[str, str]:
+    """The comments between which a page holds what a command writes, by the command's name."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def put_into(page: Path, text: str, name: str = MARK) -> None:
     """Replace what stands between the two marks of a page.
 
     Raises:
         UserError: the page has not both marks, in this order.
     """
-    content = page.read_text()
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = marks(name)
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise UserError(f"{page}: expected the marks {BEGIN} and {END} around its table")
-    write_text(page, f"{before}{BEGIN}\n{text}{END}{after}")
+        raise UserError(f"{page}: expected the marks {first} and {last} around its table")
+    write_text(page, f"{before}{begin}\n{text}{end}{after}")

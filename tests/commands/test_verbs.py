@@ -278,11 +278,12 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     argv = ["report", "all", "--runs", str(tmp_path / "grid"), "--experiments", str(tmp_path)]
     page.write_text("before\n")
     assert cli.main([*argv, "--readme", str(page)]) == 2
-    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    begin, end = summary.marks()
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert cli.main([*argv, "--readme", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{summary.BEGIN}\n| experiment |")
-    assert text.endswith("| `msdspn bench layer` |\n" + summary.END + "\nafter\n")
+    assert text.startswith(f"before\n{begin}\n| experiment |")
+    assert text.endswith("| `msdspn bench layer` |\n" + end + "\nafter\n")
     assert "old" not in text
     assert "3 \\| 4" in text
     row = "| 0.028; 0.009; 0.003 (DSPN; iDSPN; with momentum) | 0.0400; 0.0100 |"

@@ -1,0 +1,166 @@
+"""Put what was measured into the README's tables and the summary of the project.
+
+    python experiments/benchmarks/report.py     # after run.sh
+
+Reads results/*.json beside this file, writes between the marks of README.md and summary.json.
+"""
+
+import json
+from pathlib import Path
+
+import compare
+
+from msdspn_jax.bench import layer as benchmarks
+from msdspn_jax.tasks.summary import Result, put_into, write_results
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+NAMES = {
+    "torch": "PyTorch",
+    "torch-compiled": "compiled",
+    "torch-bfloat16": "bfloat16",
+    "torchdeq": "TorchDEQ",
+    "jax-sort-unrolled": "JAX, `jnp.sort`, unrolled",
+    "jaxopt": "jaxopt",
+    "optimistix": "Optimistix",
+}
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def of_case(rows, case):
+    return {row["peer"]: row for row in rows if row["case"] == case}
+
+
+def decoders(rows):
+    """Seconds, the share of them that matrix products take at best, and the peers as multiples."""
+    measured = {row["peer"] for row in rows}
+    names = {peer: name for peer, name in NAMES.items() if peer in measured}
+    head = ["case", "ours, s", "floor, %", *names.values()]
+    lines = []
+    for name, case in compare.LAYERS.items():
+        found = of_case(rows, name)
+        ours = found["ours"]
+        seconds = [ours[f"{what}_wall_seconds"] for what in ("forward", "step")]
+        floor = case.num_steps * case.step_matmul_flops / ours["product_rate"]
+        shares = [f"{100 * floor / value:.0f}" for value in seconds]
+        line = [name, " / ".join(f"{value:.3f}" for value in seconds), " / ".join(shares)]
+        for peer in names:
+            times = [found[peer][f"{what}_wall_seconds"] / value
+                     for what, value in zip(("forward", "step"), seconds, strict=True)
+                     ] if peer in found else []  # fmt: skip
+            line.append(" / ".join(f"{value:.2f}" for value in times))
+        lines.append(line)
+    return markdown(head, lines)
+
+
+def encoders(rows):
+    head = ["case", "ours", "share of the product rate, %"]
+    head += [NAMES[peer] for peer in compare.TORCH]
+    lines = []
+    for name, case in compare.ENCODERS.items():
+        found = of_case(rows, name)
+        once, stem = case.convolution_flops()
+        flops = case.batch * (3 * once - stem)
+        ours = found["ours"]
+        share = flops / ours["step_wall_seconds"] / ours["product_rate"]
+        rates = [case.batch / found[peer]["step_wall_seconds"] for peer in ("ours", *compare.TORCH)]
+        rates = [f"{rate:.0f}" for rate in rates]
+        words = f"{case.size} px, width {case.width}, batch {case.batch}"
+        lines.append([words, rates[0], f"{100 * share:.0f}", *rates[1:]])
+    return markdown(head, lines)
+
+
+def pools(rows):
+    head = ["n", *(name.removeprefix("pool-") for name in compare.POOLS)]
+    names = {"ours": "ours", "torch": "PyTorch", "jax-sort-unrolled": "`jnp.sort`"}
+    lines = [
+        [words, *(f"{1e3 * of_case(rows, name)[peer]['step_wall_seconds']:.2g}"
+                  for name in compare.POOLS)]
+        for peer, words in names.items()
+    ]  # fmt: skip
+    return markdown(head, lines)
+
+
+def matchings(rows):
+    def cell(row, kind):
+        methods = [f"{kind}/{method}" for method in ("device", "optax", "host")]
+        return " / ".join(f"{1e3 * row['seconds'][m]:.2g}" if m in row["seconds"] else "–"
+                          for m in methods)  # fmt: skip
+
+    kinds = ("trained", "untrained", "random")
+    lines = [[row["n"], row["batch"], *(cell(row, kind) for kind in kinds)] for row in rows]
+    return markdown(["n", "sets", "trained", "untrained", "unrelated"], lines)
+
+
+def replicates(rows):
+    found = {}
+    for row in rows:
+        if row["axis"] == "replicates":
+            found.setdefault(row["mode"].removeprefix("width "), {})[row["value"]] = row
+    lines = [
+        [width, f"{1e3 * by[1]['wall_seconds']:.3g}",
+         *(f"{by[n]['wall_seconds'] / by[1]['wall_seconds']:.1f}" for n in (2, 4, 8))]
+        for width, by in found.items()
+    ]  # fmt: skip
+    return markdown(["width", "one seed, ms", "2 seeds", "4 seeds", "8 seeds"], lines)
+
+
+def starts(rows):
+    lines = [
+        [f"`{row['what']}`", f"{row['wall_seconds']:.2f}", f"{row['processor_seconds']:.2f}"]
+        for row in rows
+    ]
+    return markdown(["what", "wall, s", "processor, s"], lines)
+
+
+def summary(rows):
+    """A row of the project's summary: training steps beside plain PyTorch."""
+    kinds = {"set decoder": compare.LAYERS, "image encoder": compare.ENCODERS,
+             "FSPool": compare.POOLS}  # fmt: skip
+    words = []
+    for name, cases in kinds.items():
+        found = [of_case(rows, case) for case in cases]
+        ratios = [by["torch"]["step_wall_seconds"] / by["ours"]["step_wall_seconds"]
+                  for by in found]  # fmt: skip
+        words.append(f"{name} {min(ratios):.2f} to {max(ratios):.2f}")
+    cases = sum(map(len, kinds.values()))
+    return Result(
+        "[speed](experiments/benchmarks/README.md), training step, times PyTorch's rate",
+        "",
+        "; ".join(words),
+        f"{cases} cases, {rows[0]['device']}, float32",
+        "",
+        "experiments/benchmarks/run.sh",
+    )
+
+
+def main():
+    peers, scaling = read("peers"), read("scaling")
+    tables = {
+        "decoders": decoders(peers),
+        "encoders": encoders(peers),
+        "pools": pools(peers),
+        "matching": matchings(read("matching")),
+        "replicates": replicates(scaling),
+        "starts": starts(read("startup")),
+    }
+    for name, text in tables.items():
+        put_into(HERE / "README.md", text, f"report.py, {name}")
+    write_results(HERE, [summary(peers)])
+    for name, case in compare.LAYERS.items():
+        rate = of_case(peers, name)["ours"]["product_rate"]
+        flops = case.num_steps * case.step_matmul_flops
+        print(f"{name}: {flops / 1e9:.1f} GFLOP in inner steps, product rate {rate / 1e9:.0f}")
+    print(benchmarks.device_name())
+
+
+if __name__ == "__main__":
+    main()
