@@ -13,6 +13,7 @@ trick                       gain                                                
 ==========================  ======================================================  ==============
 ranks by comparison         no sort, and vectorised over all other axes             n ≤ 256
 `_ranks_by_packed_sort`     a sort without a comparator: 4 to 8x that of pairs      cpu, n > 256
+`split_over_cores`          a sort on all cores, not on one                         cpu, n > 256
 `_sortable` integer keys    one comparison for a pair where floats need two         cpu
 padded rows                 columns a power of two apart no longer share cache sets cpu
 `computed_once` (fence)     the ranks are not computed again for every use          cpu
@@ -33,6 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._cores import split_over_cores
 from msdspn_jax._varying import vary_like
 
 RANK_METHODS = ("auto", "compare", "sort")
@@ -169,15 +171,20 @@ def _ranks_by_packed_sort(features: Float[Array, "*batch n c"]) -> Int[Array, "*
     if features.dtype == jnp.float64 or features.size >= 2**32:
         return _ranks_by_sorting(features)
     keys = _sortable(features.astype(jnp.float32)).swapaxes(-1, -2).reshape(-1, n)
+    return split_over_cores(_ranks_of_rows, keys).reshape(*batch, c, n).swapaxes(-1, -2)
+
+
+def _ranks_of_rows(keys: Int[Array, "rows n"]) -> Int[Array, "rows n"]:
+    n = keys.shape[1]
     index = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
     with jax.enable_x64(True):
         high = lax.shift_left(keys.astype(jnp.int64), jnp.full(keys.shape, 32, jnp.int64))
         order = lax.sort(high | index.astype(jnp.int64), is_stable=False).astype(jnp.uint32)
-    column = lax.broadcasted_iota(jnp.uint32, keys.shape, 0)
-    where = jnp.ravel(column * jnp.uint32(n) + order)
+    row = lax.broadcasted_iota(jnp.uint32, keys.shape, 0)
+    where = jnp.ravel(row * jnp.uint32(n) + order)
     ranks = jnp.ravel(jnp.zeros_like(keys))
     ranks = ranks.at[where].set(index.ravel(), mode="promise_in_bounds", unique_indices=True)
-    return ranks.reshape(*batch, c, n).swapaxes(-1, -2)
+    return ranks.reshape(keys.shape)
 
 
 def _sortable(values: Float[Array, "*any"]) -> Int[Array, "*any"]:

@@ -3,17 +3,18 @@
 Run by compare.py; the protocol is that of peer_torch.py.
 """
 
+import functools
 import importlib.metadata
 import json
 import sys
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import msdspn_jax as ms
+from msdspn_jax._cores import compiler_options
 from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import EncoderCase, build_encoder
@@ -43,7 +44,7 @@ def plain(case, solver):
         latent = encode(params["encoder"], inputs)
         shape = (case.batch, case.n, case.d)
         if case.classes:
-            draw = partial(jax.random.normal, shape=shape[1:])
+            draw = functools.partial(jax.random.normal, shape=shape[1:])
             start = project(0.1 * jax.vmap(lambda key: draw(key))(keys))
         else:
             start = jnp.broadcast_to(params["decoder"]["initial_set"], shape)
@@ -57,7 +58,7 @@ def plain(case, solver):
                 "tol": 0.0,
                 "acceleration": False,
                 "implicit_diff": True,
-                "implicit_diff_solve": partial(jaxopt.linear_solve.solve_cg, maxiter=10),
+                "implicit_diff_solve": functools.partial(jaxopt.linear_solve.solve_cg, maxiter=10),
             }
             return jaxopt.GradientDescent(energy, **options).run(start, args).params
 
@@ -121,9 +122,10 @@ def decode(case, peer):
 
 
 def compiled(layer):
+    jit = functools.partial(jax.jit, compiler_options=compiler_options())
     return {
-        "forward": (jax.jit(layer.forward), layer.arguments[:-1]),
-        "step": (jax.jit(layer.training_step), layer.arguments),
+        "forward": (jit(layer.forward), layer.arguments[:-1]),
+        "step": (jit(layer.training_step), layer.arguments),
     }
 
 

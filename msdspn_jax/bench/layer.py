@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msdspn_jax._cores import compiler_options
 from msdspn_jax.adjoints import Adjoint, parse_adjoint
 from msdspn_jax.errors import UserError
 from msdspn_jax.matching import assignment as matching
@@ -267,7 +268,7 @@ def device_name() -> str:
 
 def _compile(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jax.jit(function, compiler_options=compiler_options()).lower(*arguments).compile()
     return compiled, time.perf_counter() - start
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
+from msdspn_jax._cores import compiler_options
 from msdspn_jax.errors import UserError
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.outer import Averaged
@@ -200,7 +201,7 @@ class StepRunner:
         if (stage, one_step) not in self._compiled:
             function = functools.partial(self._device_chunk, stage, one_step)
             if self.mode == "none":
-                mapped = jax.jit(function, donate_argnums=0)
+                mapped = jax.jit(function, donate_argnums=0, compiler_options=compiler_options())
             elif self.mode == "pmap":
                 mapped = jax.pmap(
                     function,
@@ -219,6 +220,7 @@ class StepRunner:
                         check_vma=False,
                     ),
                     donate_argnums=0,
+                    compiler_options=compiler_options(),
                 )
             self._compiled[stage, one_step] = mapped
         return self._compiled[stage, one_step]

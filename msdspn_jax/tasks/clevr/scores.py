@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from msdspn_jax._cores import compiler_options
 from msdspn_jax.clevr import metrics
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 from msdspn_jax.tasks.clevr.model import Predictor
@@ -25,7 +26,7 @@ _STEPS_TRIED = (10, 20, 40, 80)
 # One program for every evaluation of a configuration: jit's cache is by identity otherwise.
 @functools.lru_cache(maxsize=16)
 def _scorer(predictor: Predictor, inner_steps: int | None):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def run(variables, images, objects, keys):
         prediction = predictor.predict(variables, images, keys, inner_steps=inner_steps)
         scores = {"loss": predictor.distance(prediction, objects)}

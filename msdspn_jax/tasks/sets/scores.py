@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from msdspn_jax._check import AnyArray
+from msdspn_jax._cores import compiler_options
 from msdspn_jax.losses import pairwise_smooth_l1
 from msdspn_jax.matching import assign
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
@@ -29,7 +30,7 @@ _SHOWN = 8
 # One program for every evaluation of a configuration: jit's cache is by identity otherwise.
 @functools.lru_cache(maxsize=16)
 def _runner(predictor: Predictor, inner_steps: int | None):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def run(variables, batch, keys):
         prediction = predictor.predict(
             variables, batch["inputs"], keys, input_mask=batch.get("input_mask"),
