@@ -119,7 +119,8 @@ def main():
         peers = [peer for peer in options.peers.split(",") if _fits(peer, name)]
         rows = []
         # Written after every round, so that an interrupted comparison keeps what it has.
-        for rows in measure(name, peers, options.repeat, options.torch_python):
+        repeat = options.repeat * (7 if name in POOLS else 1)  # They take milliseconds.
+        for rows in measure(name, peers, repeat, options.torch_python):
             keep(rows, options.output)
         print(line(rows), flush=True)
 

@@ -49,8 +49,8 @@ def main():
         bench = [*MSDSPN, "bench", "layer", "--case", "tiny", "--repeat", "1", "--json"]
         train = [*MSDSPN, "train", "random-sets", "--fresh", "--steps", "2", "--batch-size", "4"]
         train += ["--val-size", "8", "--hidden-dim", "16", "--latent-dim", "16"]
-        render = [*MSDSPN, "render", "--num", "1", "--size", "64"]
-        predict = [*MSDSPN, "predict", f"{folder}/cold-scenes/images"]
+        render = [*MSDSPN, "render", "--seed", "0", "--num", "1", "--size", "64"]
+        predict = [*MSDSPN, "predict", f"{folder}/cold-scenes/images/*/*.png"]
         for state in ("cold", "warm"):
             cache = f"{folder}/cache"
             scenes, found = f"{folder}/{state}-scenes", f"{folder}/{state}-found"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The published size: n = 64, 4 classes. Not run yet. Finished runs are skipped, unfinished ones go
-# on: stop it and start it again at will.
+# The published size: n = 64, 4 classes. Not run yet. Unfinished runs go on, finished ones are skipped,
+# also those of which the repository has the record (RECORDS=FOLDER keeps records elsewhere, and so
+# makes all runs again): stop and start it at will.
 #
 #   experiments/class_specific_numbering/run.sh [PART ...]     # default: muon published others more
 #
@@ -8,11 +9,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
+PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/numbering}
+RECORDS=${RECORDS:-experiments/class_specific_numbering/runs}
 
 train() { # name, flags
+  if [[ -e $RECORDS/$1/metrics.jsonl ]]; then return; fi
   $MSDSPN train numbering --test-size 6400 --val-size 1280 --no-tensorboard --resume auto \
     --run-dir "$RUNS/$1" "${@:2}"
+  # Scores of the test split are kept beside the run, then with its record.
+  $MSDSPN report numbering --runs "$RUNS/$1" --out "$RUNS/$1/report" > /dev/null
+  $PYTHON experiments/keep_run.py "$RUNS/$1" "$RECORDS"
 }
 muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.02 --outer.average 0.999)
 tenth=(--steps 5000 --evaluate-every 500 --checkpoint-every 250)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Autoencoding n vectors of n numbers, trained as published and with Muon. Not run yet.
-# Finished runs are skipped, unfinished ones go on: stop it and start it again at will.
+# Autoencoding n vectors of n numbers, trained as published and with other outer optimisers.
+# Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
+# (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at will.
 #
 #   experiments/random_sets/run.sh [PART ...]     # default: all parts, the cheapest first
 #
@@ -9,16 +10,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
+PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/random-sets}
+RECORDS=${RECORDS:-experiments/random_sets/runs}
 
 train() { # n, inner steps, variant, seed, further flags
   local name="n$1-steps$2-$3-seed$4" model=(--model idspn --inner.momentum 0.9)
+  if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
   case $3 in
     dspn*) model=(--model dspn --inner.momentum 0) ;;
     idspn-plain*) model=(--model idspn --inner.momentum 0) ;;
   esac
   $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \
     "${model[@]}" --no-tensorboard --resume auto --run-dir "$RUNS/$name" "${@:5}"
+  $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
 muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.05)
 
