@@ -10,7 +10,6 @@ from pathlib import Path
 
 import compare
 
-from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.tasks.summary import Result, put_into, write_results
 
 HERE = Path(__file__).parent
@@ -33,6 +32,11 @@ def read(name):
 def markdown(head, rows):
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def milliseconds(seconds):
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def of_case(rows, case):
@@ -79,10 +83,10 @@ def encoders(rows):
 
 
 def pools(rows):
-    head = ["n", *(name.removeprefix("pool-") for name in compare.POOLS)]
+    head = ["n", *(f"{case['pool']:,}" for case in compare.POOLS.values())]
     names = {"ours": "ours", "torch": "PyTorch", "jax-sort-unrolled": "`jnp.sort`"}
     lines = [
-        [words, *(f"{1e3 * of_case(rows, name)[peer]['step_wall_seconds']:.2g}"
+        [words, *(milliseconds(of_case(rows, name)[peer]["step_wall_seconds"])
                   for name in compare.POOLS)]
         for peer, words in names.items()
     ]  # fmt: skip
@@ -92,11 +96,11 @@ def pools(rows):
 def matchings(rows):
     def cell(row, kind):
         methods = [f"{kind}/{method}" for method in ("device", "optax", "host")]
-        return " / ".join(f"{1e3 * row['seconds'][m]:.2g}" if m in row["seconds"] else "–"
+        return " / ".join(milliseconds(row["seconds"][m]) if m in row["seconds"] else "–"
                           for m in methods)  # fmt: skip
 
     kinds = ("trained", "untrained", "random")
-    lines = [[row["n"], row["batch"], *(cell(row, kind) for kind in kinds)] for row in rows]
+    lines = [[f"{row['n']:,}", row["batch"], *(cell(row, kind) for kind in kinds)] for row in rows]
     return markdown(["n", "sets", "trained", "untrained", "unrelated"], lines)
 
 
@@ -155,11 +159,9 @@ def main():
     for name, text in tables.items():
         put_into(HERE / "README.md", text, f"report.py, {name}")
     write_results(HERE, [summary(peers)])
-    for name, case in compare.LAYERS.items():
-        rate = of_case(peers, name)["ours"]["product_rate"]
-        flops = case.num_steps * case.step_matmul_flops
-        print(f"{name}: {flops / 1e9:.1f} GFLOP in inner steps, product rate {rate / 1e9:.0f}")
-    print(benchmarks.device_name())
+    for name in compare.SETTINGS:
+        ours = of_case(peers, name)["ours"]
+        print(f"{name}: product rate {ours['product_rate'] / 1e9:.0f} GFLOP/s, {ours['date']}")
 
 
 if __name__ == "__main__":
