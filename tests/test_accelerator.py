@@ -106,6 +106,7 @@ def test_rehearsal_of_every_part(tmp_path):
         "device", "golden", "step", "matching", "train", "evaluate", "export", "layer", "torch",
         "precision", "ranks", "memory", "render", "replicates",
     }  # fmt: skip
+    assert {"evaluate-published", "evaluate-fast"} <= lines.keys()
     golden = json.loads(lines["golden"][0])["result"]
     assert golden["float64_within"] == golden["float64_files"] > 0
     assert golden["float32_within"] == golden["float32_files"] > 0
