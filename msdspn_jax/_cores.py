@@ -38,7 +38,7 @@ def compiler_options() -> dict[str, str] | None:
     """Options of `jax.jit` for programs with convolutions; None where there are none.
 
     On a CPU, XLA gives convolutions to YNNPACK, which runs those of 32 or 64 channels on one core,
-    and all others at half of what Eigen reaches on two. Products and sums stay with it.
+    and wider ones at three quarters of what Eigen reaches on two. Products and sums stay with it.
     """
     if jax.default_backend() != "cpu":
         return None
