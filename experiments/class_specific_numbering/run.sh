@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The published size: n = 64, 4 classes. Not run yet.
-# Unfinished runs go on, finished ones are skipped, also those of which the repository has the record (RECORDS=FOLDER keeps records elsewhere, and so
-# makes all runs again): stop and start it at will.
+# Unfinished runs go on, finished ones are skipped, also those of which the repository has the
+# record (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at
+# will.
 #
 #   experiments/class_specific_numbering/run.sh [PART ...]     # default: muon published others more
 #

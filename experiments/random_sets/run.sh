@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Autoencoding n vectors of n numbers, trained as published and with other outer optimisers.
-# Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
-# (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at will.
+# Unfinished runs go on, finished ones are skipped, also those of which the repository has the
+# record (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at
+# will.
 #
 #   experiments/random_sets/run.sh [PART ...]     # default: all parts, the cheapest first
 #
