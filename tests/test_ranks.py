@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import msdspn_jax as ms
-from msdspn_jax import projections, ranks
+from msdspn_jax import _cores, projections, ranks
 
 N = 32
 FEATURES = jax.ShapeDtypeStruct((4, N, 8), jnp.float32)
@@ -102,10 +102,12 @@ def test_gradient_of_a_large_set_is_the_weight_of_the_rank():
     np.testing.assert_array_equal(gradient, np.take_along_axis(np.asarray(weight)[None], order, 1))
 
 
-def test_a_large_set_is_sorted_as_single_integers():
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_large_set_is_sorted_as_single_integers(cores, monkeypatch):
+    monkeypatch.setattr(_cores, "num_cores", lambda: cores)
     text = compiled(ranks._ranks_by_packed_sort, jax.ShapeDtypeStruct((2, 300, 4), jnp.float32))
-    assert re.search(r"s64\[8,300\]\S* sort\(", text)
-    assert count("sort", text) == 1
+    assert re.search(rf"s64\[{8 // cores},300\]\S* sort\(", text)
+    assert count("sort", text) == cores
 
 
 def test_simplex_elsewhere_equals_that_on_cpu():
