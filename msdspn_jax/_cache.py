@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, and traced ones."""
+"""Compiled programs kept between runs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import serialize_executable
+
+from msdspn_jax._cores import num_cores
 from msdspn_jax._files import write_bytes
 
 VARIABLE = "MSDSPN_COMPILATION_CACHE"
@@ -33,8 +39,6 @@ def enable_compilation_cache() -> Path | None:
     None where it stays off: ``MSDSPN_COMPILATION_CACHE=off``, a cache that JAX has been told of
     already, or a folder that cannot be made.
     """
-    import jax
-
     asked = os.environ.get(VARIABLE)
     if asked == "off" or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return None
@@ -50,54 +54,79 @@ def enable_compilation_cache() -> Path | None:
     return folder
 
 
-def traced_once(function: Callable[..., Any], name: str, *settings: Any) -> Callable[..., Any]:
-    """``jax.jit(function)``, traced at most once on this machine where a cache is kept.
+def compiled_once(function: Callable[..., Any], name: str, *settings: Any) -> Callable[..., Any]:
+    """``jax.jit(function)``, compiled at most once on this machine where a cache is kept.
 
-    Short commands take longer to trace than to run. The traced program is kept beside the compiled
-    ones (`enable_compilation_cache`), under a name made of all that it depends on: ``name`` and
-    ``settings``, the shapes of the arguments, the files of this package, JAX's version, platform
-    and number types. Whatever is wrong with the file, the function is traced as ever.
+    Short commands take longer to trace and to lower than to run, and JAX's own cache needs both
+    done to know its entry. So the executable is kept beside those (`enable_compilation_cache`),
+    under a name made of all that it depends on: ``name`` and ``settings``, the arguments' shapes,
+    the files of this package, versions, processor and flags. Whatever is wrong with the file, the
+    function is compiled as ever. As JAX's cache, the folder holds native code: it is this user's.
 
     Args:
-        function: of arrays, without side effects.
+        function: of arrays, without side effects; it runs on the first device.
         name: which function this is.
         settings: all that it closes over, each with a ``repr`` that says what it is.
     """
-    import jax
-    import jax.export
-
-    traced = jax.jit(function)
     folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    compiled = jax.jit(function)
     if not folder:
-        return traced
+        return compiled
+    programs: dict[str, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(jax.numpy.shape(x), jax.dtypes.result_type(x)), arguments
         )
-        path = _file(folder, "traced", name, settings, str(shapes))
-        try:
-            exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        except Exception:  # Not there, or damaged: flatbuffers raises many types.
-            try:
-                exported = jax.export.export(traced)(*shapes)
-                write_bytes(path, bytes(exported.serialize()))
-            except Exception:  # A full disk, or what cannot be written down.
-                return traced(*arguments)
-        return jax.jit(exported.call)(*arguments)
+        key = str(shapes)
+        if key not in programs:
+            path = _file(folder, "program", name, settings, key, _machine())
+            programs[key] = _load(path) or _compile(compiled, shapes, path)
+        return programs[key](*arguments)
 
     return call
 
 
+def _load(path: Path) -> Callable[..., Any] | None:
+    """The executable in a file; None where there is none, or it is damaged or foreign."""
+    try:
+        # Our own file, in a folder of native code: to unpickle it risks nothing more.
+        parts = pickle.loads(path.read_bytes())
+        return serialize_executable.deserialize_and_load(
+            *parts, execution_devices=jax.devices()[:1]
+        )
+    except Exception:  # Unpickling raises anything.
+        return None
+
+
+def _compile(function: Any, shapes: tuple[Any, ...], path: Path) -> Callable[..., Any]:
+    """Compile for these shapes and keep the executable."""
+    program = function.lower(*shapes).compile()
+    # A full disk, a platform whose executables cannot be written, a result of unknown types.
+    with contextlib.suppress(Exception):
+        write_bytes(path, pickle.dumps(serialize_executable.serialize(program)))
+    return program
+
+
+def _machine() -> tuple[Any, ...]:
+    """What an executable depends on beside its program: processor, accelerator, flags."""
+    device = jax.devices()[0]
+    features = f"{platform.machine()} {platform.processor()}"
+    with contextlib.suppress(OSError):  # A home folder may be shared by unequal machines.
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features += next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
+    version = device.client.platform_version
+    return features, num_cores(), device.device_kind, version, os.environ.get("XLA_FLAGS")
+
+
 def shapes_once(function: Callable[..., Any], name: str, *settings: Any) -> Any:
-    """``jax.eval_shape`` of a function of a key, kept as `traced_once` keeps programs.
+    """``jax.eval_shape`` of a function of a key, kept as `compiled_once` keeps programs.
 
     Args:
         function: ``key -> nested dictionaries of arrays``.
         name: which function this is.
         settings: all that it closes over.
     """
-    import jax
 
     def written(tree: Any) -> Any:
         if isinstance(tree, dict):
@@ -122,9 +151,7 @@ def shapes_once(function: Callable[..., Any], name: str, *settings: Any) -> Any:
 
 
 def _file(folder: str, kind: str, *what: Any) -> Path:
-    """A name made of all that a traced program depends on."""
-    import jax
-
+    """A name made of all that what a function is traced to depends on."""
     facts = (
         what,
         _package_files(),

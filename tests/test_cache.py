@@ -1,4 +1,4 @@
-"""Traced programs kept on disk."""
+"""Compiled programs kept on disk."""
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,11 @@ def counted(name="double", factor=2):
         traces.append(x.shape)
         return factor * x
 
-    return _cache.traced_once(function, name, factor), traces
+    return _cache.compiled_once(function, name, factor), traces
 
 
 def kept(folder):
-    return list(folder.glob("traced-*"))
+    return list(folder.glob("program-*"))
 
 
 def test_a_second_call_traces_nothing_and_gives_the_same(folder):

@@ -211,7 +211,7 @@ class Predict:
     def _predictor(self) -> Predictor:
         if self.program is not None:
             return self._isolated(self.program)
-        from msdspn_jax._cache import traced_once
+        from msdspn_jax._cache import compiled_once
         from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
         from msdspn_jax.trained.weights import sees
 
@@ -227,7 +227,7 @@ class Predict:
             "sees": sees(config),
             "score": SCORE if found.calibration else NO_PROBABILITY,
         }
-        run = traced_once(
+        run = compiled_once(
             functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed),
             "predict",
             found.task_name,

@@ -95,12 +95,12 @@ class Render:
         import numpy as np
         from PIL import Image
 
-        from msdspn_jax._cache import traced_once
+        from msdspn_jax._cache import compiled_once
         from msdspn_jax.clevr.render.trace import render
         from msdspn_jax.clevr.scene import Scene
 
         size = (320, 480) if self.full else self.size or _SIZE
-        rendered = traced_once(
+        rendered = compiled_once(
             lambda *scenes: render(Scene(*scenes), size, quality=self.quality),
             "render",
             size,
@@ -147,7 +147,7 @@ class Render:
         import jax
         import numpy as np
 
-        from msdspn_jax._cache import traced_once
+        from msdspn_jax._cache import compiled_once
         from msdspn_jax.clevr.sampling import sample_scenes_from_keys
         from msdspn_jax.clevr.scene import Scene, scene_entry
 
@@ -162,7 +162,7 @@ class Render:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(root), numbers)
             return tuple(sample_scenes_from_keys(keys, num_objects=objects))
 
-        drawn = traced_once(draw, "scenes", objects)
+        drawn = compiled_once(draw, "scenes", objects)
         for start in range(0, self.num, width):
             scenes = Scene(*jax.device_get(drawn(root, start + np.arange(width))))
             count = min(width, self.num - start)
