@@ -168,6 +168,22 @@ def test_shapes_and_transformations():
     chex.assert_shape(assign(np.zeros((2, 0, 4))), (2, 0))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["uniform", "tied", "zero"])
+@pytest.mark.parametrize(("sets", "pieces"), [(8, 0), (9, 2), (16, 2), (31, 4), (32, 0)])
+def test_sets_are_matched_alike_in_any_company(sets, pieces, kind, masked):
+    cost = random_cost(11, (sets, 6, 6), kind)
+    rng = np.random.default_rng(0)
+    mask = tuple(rng.random((2, sets, 6)) < 0.7) if masked else None
+    alone = [
+        assign(cost[i : i + 1], mask=mask and tuple(part[i : i + 1] for part in mask))[0]
+        for i in range(sets)
+    ]
+    np.testing.assert_array_equal(assign(cost, mask=mask), alone)
+    text = jax.jit(lambda cost: assign(cost)).lower(cost).as_text()
+    assert (f"tensor<{pieces}x8x6" in text) == (pieces > 0)
+
+
 def test_precisions():
     cost = random_cost(9, (4, 5, 5), "uniform")
     low = assign(jnp.asarray(cost, jnp.bfloat16))
@@ -338,10 +354,12 @@ def test_masks_of_an_empty_batch(method):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_under_shard_map_with_its_default_checks(masked):
+@pytest.mark.parametrize("sets", [3, 9])
+def test_under_shard_map_with_its_default_checks(masked, sets):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("sets",))
-    cost = random_cost(12, (3, 5, 4), "uniform")
-    mask = (np.ones((3, 5), bool), np.arange(4) < np.array([4, 2, 0])[:, None]) if masked else None
+    cost = random_cost(12, (sets, 5, 4), "uniform")
+    columns = np.arange(4) < np.resize([4, 2, 0], sets)[:, None]
+    mask = (np.ones((sets, 5), bool), columns) if masked else None
     spec = jax.sharding.PartitionSpec("sets")
     solve = jax.shard_map(
         lambda cost, mask: assign(cost, mask=mask), mesh=mesh, in_specs=(spec, spec), out_specs=spec

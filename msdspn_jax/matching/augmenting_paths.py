@@ -11,6 +11,11 @@ from jaxtyping import Array, Bool, Float, Int
 UNMATCHED = -1
 """The assignment of a row that takes no part, or for which there are not enough columns."""
 
+# On CPU, so many sets in lock-step are slow: 16 of 64 to 512 elements take twice as long as two
+# lots of 8, in arrays of the same layout. Measured (experiments/benchmarks/NOTES.md); why is not
+# known. From 32 on, all at once are as fast.
+_PIECE, _WHOLE_FROM = 8, 32
+
 
 def shortest_augmenting_paths(
     cost: Float[Array, "batch n m"],
@@ -30,6 +35,32 @@ def shortest_augmenting_paths(
     slowest *set* needs in all, not the sum over rows of the slowest set's turns for each row. The
     batch is the last axis, which makes minima over columns elementwise operations.
     """
+    batch = cost.shape[0]
+    # A batch of unknown size, as in `jax.export`, has no pieces of known size.
+    if not isinstance(batch, int) or not _PIECE < batch < _WHOLE_FROM:
+        return _in_lock_step(cost, row_mask, column_mask)
+    return jax.lax.platform_dependent(
+        cost, row_mask, column_mask, cpu=_in_pieces, default=_in_lock_step
+    )
+
+
+def _in_pieces(*arrays: Any) -> Int[Array, "batch m"]:
+    batch, _, m = arrays[0].shape
+
+    def cut(array: Array) -> Array:
+        # What is filled up with has costs of zero, or takes no part.
+        filled = jnp.pad(array, [(0, -batch % _PIECE)] + [(0, 0)] * (array.ndim - 1))
+        return filled.reshape(-1, _PIECE, *array.shape[1:])
+
+    found = jax.lax.map(lambda piece: _in_lock_step(*piece), jax.tree.map(cut, arrays))
+    return found.reshape(-1, m)[:batch]
+
+
+def _in_lock_step(
+    cost: Float[Array, "batch n m"],
+    row_mask: Bool[Array, "batch n"] | None = None,
+    column_mask: Bool[Array, "batch m"] | None = None,
+) -> Int[Array, "batch m"]:
     batch, n, m = cost.shape
     # Rows of costs are fetched from memory where each is in one piece.
     rows_of_all = cost.reshape(batch * n, m)
