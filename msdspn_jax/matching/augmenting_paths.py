@@ -64,20 +64,18 @@ def _in_lock_step(
     batch, n, m = cost.shape
     # Rows of costs are fetched from memory where each is in one piece.
     rows_of_all = cost.reshape(batch * n, m)
-    cost = jnp.transpose(cost, (1, 2, 0))
     column_index = jnp.arange(m, dtype=jnp.int32)[:, None]
     batch_index = jnp.arange(batch)
     infinity = jnp.asarray(jnp.inf, cost.dtype)
     closed = jnp.zeros((m, batch), bool) if column_mask is None else ~column_mask.T
-    price, row_of = jnp.zeros_like(cost[0]), jnp.full_like(cost[0], UNMATCHED, dtype=jnp.int32)
     waiting = jnp.ones((n, batch), bool) if row_mask is None else row_mask.T
+    price = jnp.zeros_like(cost[:, 0].T)
+    row_of = jnp.full_like(price, UNMATCHED, dtype=jnp.int32)
     if n == m and row_mask is None and column_mask is None:
         # Where every column ends up matched, prices may start anywhere. At the cheapest row of each
         # column, no reduced cost is negative, and a row that is the cheapest of some column may
         # have it: what is left to search for is the conflicts.
-        price, row_of = _cheapest_rows(cost)
-        taken = row_of == jnp.arange(n, dtype=jnp.int32)[:, None, None]
-        waiting = ~jnp.any(taken, axis=1)
+        price, row_of, waiting = _cheapest_rows(cost)
     # next_row[i]: the first row after i that waits to be matched, n if there is none.
     index = jnp.where(waiting, jnp.arange(n, dtype=jnp.int32)[:, None], n)
     ahead = jax.lax.cummin(index, axis=0, reverse=True)
@@ -140,7 +138,7 @@ def _in_lock_step(
         }
 
     # Built from `cost`, so that under shard_map they vary over the same mesh axes as it does.
-    zeros = jnp.zeros_like(cost[0, 0])
+    zeros = jnp.zeros_like(price[0])
     no_index = jnp.zeros_like(zeros, dtype=jnp.int32)
     none = jnp.zeros_like(zeros, dtype=bool)
     state = {
@@ -151,22 +149,27 @@ def _in_lock_step(
         "fresh": ~none,
         "nearest": zeros,
         "price": price,
-        "distance": jnp.full_like(cost[0], infinity),
-        "via": jnp.zeros_like(cost[0], dtype=jnp.int32),
-        "scanned": jnp.zeros_like(cost[0], dtype=bool),
+        "distance": jnp.full_like(price, infinity),
+        "via": jnp.zeros_like(row_of),
+        "scanned": jnp.zeros_like(row_of, dtype=bool),
         "row_of": row_of,
     }
     return jax.lax.while_loop(any_left, turn, state)["row_of"].T
 
 
 def _cheapest_rows(
-    cost: Float[Array, "n m batch"],
-) -> tuple[Float[Array, "m batch"], Int[Array, "m batch"]]:
-    """The lowest cost of every column, and the row that has it if no earlier column took it."""
-    row_index = jnp.arange(cost.shape[0], dtype=jnp.int32)[:, None, None]
-    column_index = jnp.arange(cost.shape[1], dtype=jnp.int32)[:, None]
-    cheapest = jnp.argmin(cost, axis=0).astype(jnp.int32)
-    wants = cheapest == row_index
-    first = jnp.min(jnp.where(wants, column_index, cost.shape[1]), axis=1, keepdims=True)
-    row_of = jnp.max(jnp.where(wants & (column_index == first), row_index, UNMATCHED), axis=0)
-    return jnp.min(cost, axis=0), row_of
+    cost: Float[Array, "batch n m"],
+) -> tuple[Float[Array, "m batch"], Int[Array, "m batch"], Bool[Array, "n batch"]]:
+    """The lowest cost of every column, the row that has it if no earlier column took it, and the
+    rows that are left.
+    """
+    batch, n, m = cost.shape
+    column_index = jnp.arange(m, dtype=jnp.int32)
+    row_index = jnp.arange(n, dtype=jnp.int32)[:, None]
+    price = jnp.min(cost, axis=1)
+    # What `argmin` gives, as a minimum of whole numbers: four times as fast on a CPU.
+    cheapest = jnp.min(jnp.where(cost == price[:, None], row_index, n), axis=1)
+    batch_index = jnp.arange(batch)[:, None]
+    first = jnp.full_like(cheapest, m, shape=(batch, n)).at[batch_index, cheapest].min(column_index)
+    row_of = jnp.where(first[batch_index, cheapest] == column_index, cheapest, UNMATCHED)
+    return price.T, row_of.T, (first == m).T
