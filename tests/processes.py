@@ -10,7 +10,8 @@ from msdspn_jax.training import run_folder
 
 
 def environment(flags: str = "") -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu"} | ({"XLA_FLAGS": flags} if flags else {})
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
