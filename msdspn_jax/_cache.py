@@ -81,31 +81,38 @@ def compiled_once(function: Callable[..., Any], name: str, *settings: Any) -> Ca
         key = str(shapes)
         if key not in programs:
             path = _file(folder, "program", name, settings, key, _machine())
-            programs[key] = _load(path) or _compile(compiled, shapes, path)
+            with contextlib.suppress(Exception):  # Not there, damaged, foreign: many types.
+                program = _unpacked(path.read_bytes())
+                result = jax.block_until_ready(program(*arguments))
+                programs[key] = program
+                return result
+            programs[key] = _compiled(compiled.lower(*shapes))
+            with contextlib.suppress(Exception):  # A full disk, or what cannot be written down.
+                data = pickle.dumps(serialize_executable.serialize(programs[key]))
+                # What came from a file once lacks parts when it is written again, which shows only
+                # when it runs.
+                jax.block_until_ready(_unpacked(data)(*arguments))
+                write_bytes(path, data)
         return programs[key](*arguments)
 
     return call
 
 
-def _load(path: Path) -> Callable[..., Any] | None:
-    """The executable in a file; None where there is none, or it is damaged or foreign."""
+def _unpacked(data: bytes) -> Callable[..., Any]:
+    # Our own file, in a folder of native code: to unpickle it risks nothing more.
+    parts = pickle.loads(data)
+    return serialize_executable.deserialize_and_load(*parts, execution_devices=jax.devices()[:1])
+
+
+def _compiled(lowered: Any) -> Any:
+    """Compile, and keep it out of JAX's own cache, from which it could not be written again."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
     try:
-        # Our own file, in a folder of native code: to unpickle it risks nothing more.
-        parts = pickle.loads(path.read_bytes())
-        return serialize_executable.deserialize_and_load(
-            *parts, execution_devices=jax.devices()[:1]
-        )
-    except Exception:  # Unpickling raises anything.
-        return None
-
-
-def _compile(function: Any, shapes: tuple[Any, ...], path: Path) -> Callable[..., Any]:
-    """Compile for these shapes and keep the executable."""
-    program = function.lower(*shapes).compile()
-    # A full disk, a platform whose executables cannot be written, a result of unknown types.
-    with contextlib.suppress(Exception):
-        write_bytes(path, pickle.dumps(serialize_executable.serialize(program)))
-    return program
+        return lowered.compile()
+    finally:
+        jax.config.update(name, before)
 
 
 def _machine() -> tuple[Any, ...]:

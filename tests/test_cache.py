@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from msdspn_jax import _cache
 
@@ -61,6 +62,31 @@ def test_a_damaged_file_is_made_anew(folder):
         function, traces = counted()
         np.testing.assert_array_equal(function(x), 2 * x)
         assert traces == expected
+
+
+def test_programs_stay_out_of_the_cache_of_jax(folder):
+    """From there they would come back such that they cannot be kept."""
+    names = (
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = [getattr(jax.config, name) for name in names]
+    compilation_cache.reset_cache()
+    try:
+        for name in names:
+            jax.config.update(name, -1)
+        counted()[0](jnp.arange(3.0))
+        assert list(folder.iterdir()) == kept(folder)
+        # Unless others have put them there.
+        jax.jit(lambda x: 3 * x)(jnp.arange(3.0))
+        assert len(list(folder.iterdir())) > 1
+        for _ in range(2):
+            function, _ = counted(factor=3)
+            np.testing.assert_array_equal(function(jnp.arange(3.0)), [0, 3, 6])
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_without_a_folder_or_with_a_full_disk_it_is_jit(folder, monkeypatch):
