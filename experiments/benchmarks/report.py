@@ -36,7 +36,7 @@ def markdown(head, rows):
 
 def milliseconds(seconds):
     value = 1e3 * seconds
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"
 
 
 def of_case(rows, case):
@@ -67,7 +67,9 @@ def decoders(rows):
 
 def encoders(rows):
     head = ["case", "ours", "share of the product rate, %"]
-    head += [NAMES[peer] for peer in compare.TORCH]
+    measured = {row["peer"] for row in rows if row["case"] in compare.ENCODERS}
+    peers = [peer for peer in NAMES if peer in measured]  # bfloat16 only where there are products
+    head += [NAMES[peer] for peer in peers]
     lines = []
     for name, case in compare.ENCODERS.items():
         found = of_case(rows, name)
@@ -75,7 +77,7 @@ def encoders(rows):
         flops = case.batch * (3 * once - stem)
         ours = found["ours"]
         share = flops / ours["step_wall_seconds"] / ours["product_rate"]
-        rates = [case.batch / found[peer]["step_wall_seconds"] for peer in ("ours", *compare.TORCH)]
+        rates = [case.batch / found[peer]["step_wall_seconds"] for peer in ("ours", *peers)]
         rates = [f"{rate:.0f}" for rate in rates]
         words = f"{case.size} px, width {case.width}, batch {case.batch}"
         lines.append([words, rates[0], f"{100 * share:.0f}", *rates[1:]])

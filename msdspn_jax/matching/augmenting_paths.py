@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 UNMATCHED = -1
 """The assignment of a row that takes no part, or for which there are not enough columns."""
 
-# On CPU, so many sets in lock-step are slow: 16 of 64 to 512 elements take twice as long as two
-# lots of 8, in arrays of the same layout. Measured (experiments/benchmarks/NOTES.md); why is not
-# known. From 32 on, all at once are as fast.
+# On a CPU some numbers of sets are slow in lock-step: 16 of 64 to 512 elements take twice as long
+# as two lots of 8, in arrays of the same layout, and from 512 elements on lots of 4 are fastest.
+# Measured (experiments/benchmarks/NOTES.md); why is not known.
 _PIECE, _WHOLE_FROM = 8, 32
+_LARGE, _PIECE_OF_LARGE = 512 * 512, 4
 
 
 def shortest_augmenting_paths(
@@ -35,22 +37,31 @@ def shortest_augmenting_paths(
     slowest *set* needs in all, not the sum over rows of the slowest set's turns for each row. The
     batch is the last axis, which makes minima over columns elementwise operations.
     """
-    batch = cost.shape[0]
-    # A batch of unknown size, as in `jax.export`, has no pieces of known size.
-    if not isinstance(batch, int) or not _PIECE < batch < _WHOLE_FROM:
+    piece = _piece(*cost.shape)
+    if piece is None:
         return _in_lock_step(cost, row_mask, column_mask)
     return jax.lax.platform_dependent(
-        cost, row_mask, column_mask, cpu=_in_pieces, default=_in_lock_step
+        cost, row_mask, column_mask, cpu=partial(_in_pieces, piece), default=_in_lock_step
     )
 
 
-def _in_pieces(*arrays: Any) -> Int[Array, "batch m"]:
+def _piece(batch: Any, n: Any, m: Any) -> int | None:
+    """How many sets to take at once on a CPU; None for all."""
+    # A batch of unknown size, as in `jax.export`, has no pieces of known size.
+    if not isinstance(batch, int):
+        return None
+    if n * m >= _LARGE:
+        return _PIECE_OF_LARGE if batch > _PIECE_OF_LARGE else None
+    return _PIECE if _PIECE < batch < _WHOLE_FROM else None
+
+
+def _in_pieces(piece: int, *arrays: Any) -> Int[Array, "batch m"]:
     batch, _, m = arrays[0].shape
 
     def cut(array: Array) -> Array:
         # What is filled up with has costs of zero, or takes no part.
-        filled = jnp.pad(array, [(0, -batch % _PIECE)] + [(0, 0)] * (array.ndim - 1))
-        return filled.reshape(-1, _PIECE, *array.shape[1:])
+        filled = jnp.pad(array, [(0, -batch % piece)] + [(0, 0)] * (array.ndim - 1))
+        return filled.reshape(-1, piece, *array.shape[1:])
 
     found = jax.lax.map(lambda piece: _in_lock_step(*piece), jax.tree.map(cut, arrays))
     return found.reshape(-1, m)[:batch]
