@@ -86,9 +86,10 @@ def compiled_once(function: Callable[..., Any], name: str, *settings: Any) -> Ca
                 result = jax.block_until_ready(program(*arguments))
                 programs[key] = program
                 return result
-            programs[key] = _compiled(compiled.lower(*shapes))
+            made = _compiled(compiled.lower(*shapes))
+            programs[key] = made
             with contextlib.suppress(Exception):  # A full disk, or what cannot be written down.
-                data = pickle.dumps(serialize_executable.serialize(programs[key]))
+                data = pickle.dumps(serialize_executable.serialize(made))
                 # What came from a file once lacks parts when it is written again, which shows only
                 # when it runs.
                 jax.block_until_ready(_unpacked(data)(*arguments))
