@@ -24,6 +24,7 @@ PAGES = (
         "CHANGELOG.md": "changelog.md",
         "CONTRIBUTING.md": "contributing.md",
         "experiments/clevr/RENDERER.md": "experiments/renderer.md",
+        "experiments/clevr/recipes/README.md": "experiments/clevr_recipes.md",
     }
     | {f"docs/{p.name}": p.name for p in sorted(ROOT.glob("docs/*.md"))}
     | {
