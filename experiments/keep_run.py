@@ -14,7 +14,13 @@ from pathlib import Path
 from msdspn_jax._files import write_text
 from msdspn_jax.training.run_folder import is_finished
 
-COPIED = ("metrics.jsonl", "evaluation.json", "numbering_scores.json")
+COPIED = (
+    "metrics.jsonl",
+    "evaluation.json",
+    "numbering_scores.json",
+    "inner_steps.json",
+    "figures/inner_steps.json",
+)
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -28,6 +34,7 @@ def keep(run: Path, folder: Path) -> None:
     write_text(out / "config.json", json.dumps(record, indent=1) + "\n")
     for name in COPIED:
         if (run / name).exists():
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copy(run / name, out / name)
 
 

@@ -253,6 +253,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
         ).to_dict()  # fmt: skip
         record = {"task": "random-sets", "config": config, "devices": ["cpu"], "num_devices": 1}
         (folder / "config.json").write_text(json.dumps(record))
+        (folder / "inner_steps.json").write_text(json.dumps({"10": loss, "20": loss / 4}))
         line = {"step": steps, "split": "val", "loss": loss, "loss_std": loss / 10}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"
@@ -265,7 +266,9 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     for name in ("by_n", "by_d", "by_inner_steps"):
         assert (out / f"{name}.png").stat().st_size > 2000
     # What was trained for five steps does not stand beside what was trained for 20,000.
-    row = "| iDSPN, momentum | 0.003; 0.002 | 0.0100 ± 0.0010 (20,000 steps, 0.0 h, 3 seeds) |"
+    cell = "0.0100 ± 0.0010 (20,000 steps, 0.0 h, 3 seeds)"
+    row = f"| iDSPN, momentum | 10 |  | {cell} | 0.0100 | 0.0025 |\n"
+    row += "| iDSPN, momentum | 20 | 0.003 |  |  |  |"
     assert (row in text) == (steps == 20_000)
     for name in ("equal_compute.png", "learning.png"):
         assert (out / name).exists() == (steps == 20_000)
@@ -286,7 +289,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     assert text.endswith("| `msdspn bench layer` |\n" + end + "\nafter\n")
     assert "old" not in text
     assert "3 \\| 4" in text
-    row = "| 0.028; 0.009; 0.003 (DSPN; iDSPN; with momentum) | 0.0400; 0.0100 |"
+    row = "iDSPN, momentum, 10 inner steps: 0.0100, evaluated with 20: 0.0025 |"
     assert (row in text) == (steps == 20_000)
 
 

@@ -342,7 +342,7 @@ def finished(folder, model, scores, **settings):
     numbers = {f"{p}_{t:g}": v for p, v in scores.items() for t in metrics.AP_THRESHOLDS}
     c = configured(clevr.Config, model=model, steps=20, run_dir=str(folder), **settings).to_dict()
     (folder / "config.json").write_text(json.dumps({"task": "clevr", "config": c}))
-    lines = [{"step": 10, "split": "train", "loss": 0.5}]
+    lines = [{"step": 20, "split": "train", "loss": 0.5, "steps_per_second": 2.0}]
     lines += [{"step": 20, "split": "val", "loss": 0.4, **numbers}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     (folder / "evaluation.json").write_text(json.dumps({"metrics": {"test": numbers}}))
@@ -367,6 +367,7 @@ def test_report_collects_runs_beside_the_published(tmp_path, capsys):
     assert "| iDSPN, seed 7 (20, then 40) | 10.0 | 40.0 |" in text
     assert "published |" not in text
     assert (out / "curves.png").stat().st_size > 5_000
+    assert (out / "learning.png").stat().st_size > 5_000
     numbers = (out / "results.json").read_text()
     assert len(json.loads(numbers)) == 3
     assert str(tmp_path) not in numbers  # What was done, not where.

@@ -23,16 +23,19 @@ from msdspn_jax.training.run_folder import (
     validation_curve,
 )
 
-# Read off the paper's bar chart: final validation loss, n = d = 8, at 1x and 2x compute, after this
-# many steps of this batch with this width.
+# Read off the paper's bar chart of equal compute: final validation loss, n = d = 8, by variant and
+# inner steps, after this many steps of this batch with this width. Its 1x and 2x are 10 and 20
+# inner steps of DSPN, but 20 and 40 of iDSPN, which does not go back through them (the authors'
+# analysis/ran-results.py, plot_one).
 PUBLISHED_STEPS = 20_000
 PUBLISHED_SETTING = {"batch_size": 128, "hidden_dim": 512}
 PUBLISHED = {
-    "DSPN": (0.028, 0.011),
-    "iDSPN": (0.009, 0.005),
-    "iDSPN, momentum": (0.003, 0.002),
+    "DSPN": {10: 0.028, 20: 0.011},
+    "iDSPN": {20: 0.009, 40: 0.005},
+    "iDSPN, momentum": {20: 0.003, 40: 0.002},
 }
-MUON = ", Muon"
+# Other outer optimisers than the published one, Adam with one rate, as variants are called by them.
+FALLING, MUON = ", falling rate", ", Muon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Row(NamedTuple):
     hours: float
     run: str
     """Folder of the first of them, below that of all runs."""
+    more_steps: dict[str, float]
+    """Loss by number of inner steps at evaluation, where that was tried (inner_steps.json)."""
 
     @property
     def comparable(self) -> bool:
@@ -77,12 +82,17 @@ class Row(NamedTuple):
         With another outer optimiser the number of steps is part of what is compared.
         """
         alike = all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
-        return alike and (self.steps == PUBLISHED_STEPS or self.variant.endswith(MUON))
+        return alike and (self.steps == PUBLISHED_STEPS or self.optimizer != "")
+
+    @property
+    def optimizer(self) -> str:
+        """The end of the variant's name that says which outer optimiser; none: as published."""
+        return next((end for end in (FALLING, MUON) if self.variant.endswith(end)), "")
 
     @property
     def baseline(self) -> str:
         """The variant that relative losses divide by: DSPN with the same outer optimiser."""
-        return "DSPN" + (MUON if self.variant.endswith(MUON) else "")
+        return "DSPN" + self.optimizer
 
     def in_short(self) -> str:
         """Loss and what it cost."""
@@ -126,7 +136,9 @@ def variant_of(config: AutoencoderConfig) -> str:
     if inner.pool != "fspool":
         name += f", {inner.pool} pool"
     name += ", momentum" if inner.momentum else ""
-    return name + (MUON if config.outer.optimizer == "muon" else "")
+    if config.outer.optimizer == "muon":
+        return name + MUON
+    return name + (FALLING if config.outer.schedule in ("cosine", "linear") else "")
 
 
 def collect(folder: Path, runs: Runs) -> list[Row]:
@@ -177,11 +189,23 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
         hidden_dim=config.hidden_dim,
         hours=sum(training_hours(run) for _, _, run in members),
         run=str(run.relative_to(folder)),
+        more_steps=_more_steps([run for _, _, run in members], counts),
     )
 
 
+def _more_steps(runs: Sequence[Path], counts: np.ndarray) -> dict[str, float]:
+    tried = [run / "inner_steps.json" for run in runs]
+    if not all(path.exists() for path in tried):
+        return {}
+    losses = [json.loads(path.read_text()) for path in tried]
+    common = [steps for steps in losses[0] if all(steps in of for of in losses)]
+    return {
+        steps: float(np.average([of[steps] for of in losses], weights=counts)) for steps in common
+    }
+
+
 def _variants(rows: Sequence[Row]) -> list[str]:
-    known = [*PUBLISHED, *(name + MUON for name in PUBLISHED)]
+    known = [name + end for end in ("", FALLING, MUON) for name in PUBLISHED]
     found = {row.variant for row in rows}
     return [v for v in known if v in found] + sorted(found - set(known))
 
@@ -241,48 +265,61 @@ def tables(rows: Sequence[Row]) -> str:
             f"\nNo cell with n = d = 8 was trained as the paper's ({setting}, {PUBLISHED_STEPS:,}"
             " steps), so its losses are not set beside the published ones.\n"
         )
-    text += "\nn = d = 8, validation loss beside the published reading (its bar chart, 1x and 2x"
-    text += f" compute). Hours are of one seed, on {ours[0].devices}.\n\n"
-    inner_steps = sorted({row.inner_steps for row in ours})
-    head = ["model", "published, 1x; 2x", *(f"{steps} inner steps" for steps in inner_steps)]
+    text += (
+        "\nn = d = 8, validation loss beside the published reading (its bar chart). Hours are of"
+    )
+    text += f" one seed, on {ours[0].devices}.\n\n"
+    evaluated = sorted({int(steps) for row in ours for steps in row.more_steps})
+    head = ["model", "inner steps in training", "published", "ours"]
+    head += [f"ours, evaluated with {steps}" for steps in evaluated]
     text += "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
+    found = {(row.variant, row.inner_steps): row for row in ours}
     for variant in dict.fromkeys([*PUBLISHED, *variants]):
-        of = {row.inner_steps: row.in_short() for row in ours if row.variant == variant}
-        if of or variant in PUBLISHED:
-            published = "; ".join(map(str, PUBLISHED.get(variant, ())))
-            cells = [variant, published, *(of.get(steps, "") for steps in inner_steps)]
+        published = PUBLISHED.get(variant, {})
+        for steps in sorted({*published, *(n for name, n in found if name == variant)}):
+            row = found.get((variant, steps))
+            cells = [variant, str(steps), str(published.get(steps, ""))]
+            cells.append("" if row is None else row.in_short())
+            for number in evaluated:
+                value = None if row is None else row.more_steps.get(str(number))
+                cells.append("" if value is None else f"{value:.4f}")
             text += "| " + " | ".join(cells) + " |\n"
     return text
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:
-    """Rows for the README: the variants at n = d = 8 that may stand beside the paper's."""
-    results = []
-    for steps, at in ((10, 0), (20, 1)):
-        found = {
-            row.variant: row
-            for row in rows
-            if (row.n, row.d, row.inner_steps) == (8, 8, steps) and row.comparable
-        }
-        shown = [name for name in PUBLISHED if name in found]
-        shown += [name for name in _variants(rows) if name in found and name not in PUBLISHED]
-        if not shown:
-            continue
-        seeds = sorted({found[name].replicates for name in shown})
-        results.append(
-            Result(
-                f"[random sets](experiments/random_sets/README.md), n = d = 8, {steps} inner steps,"
-                f" validation loss, {'; '.join(shown)}",
-                "; ".join(str(PUBLISHED[name][at]) for name in PUBLISHED)
-                + " (DSPN; iDSPN; with momentum)",
-                "; ".join(f"{found[name].loss:.4f}" for name in shown),
-                "/".join(f"{n:,}" for n in dict.fromkeys(found[name].steps for name in shown))
-                + f" steps, {'/'.join(map(str, seeds))} seeds",
-                f"{sum(found[name].hours for name in shown):.1f}",
-                "experiments/random_sets/run.sh",
-            )
+    """A row for the README: what at n = d = 8 may stand beside the paper's."""
+    ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
+    if not ours:
+        return []
+
+    def words(row: Row) -> str:
+        more = "".join(
+            f", evaluated with {steps}: {loss:.4f}"
+            for steps, loss in row.more_steps.items()
+            if int(steps) == 2 * row.inner_steps
         )
-    return results
+        return f"{row.variant}, {row.inner_steps} inner steps: {row.loss:.4f}{more}"
+
+    order = _variants(rows)
+    ours.sort(key=lambda row: (order.index(row.variant), row.inner_steps))
+    published = [
+        f"{variant}, {steps} inner steps: {loss}"
+        for variant, by_steps in PUBLISHED.items()
+        for steps, loss in by_steps.items()
+    ]
+    seeds = "/".join(str(n) for n in sorted({row.replicates for row in ours}))
+    steps = "/".join(f"{n:,}" for n in sorted({row.steps for row in ours}))
+    return [
+        Result(
+            "[random sets](experiments/random_sets/README.md), n = d = 8, validation loss",
+            "; ".join(published),
+            "; ".join(map(words, ours)),
+            f"{steps} steps, {seeds} seed{'s' * (seeds != '1')}",
+            f"{sum(row.hours for row in ours):.1f}",
+            "experiments/random_sets/run.sh",
+        )
+    ]
 
 
 def charts(rows: Sequence[Row], out: Path) -> None:
@@ -313,18 +350,26 @@ def charts(rows: Sequence[Row], out: Path) -> None:
     if not ours:
         return
     groups = ["published, 1x", "published, 2x"]
-    series = {variant: list(PUBLISHED[variant]) for variant in PUBLISHED}
+    series = {variant: list(of.values()) for variant, of in PUBLISHED.items()}
     deviations = {variant: [0.0, 0.0] for variant in PUBLISHED}
-    for kind in ("", MUON):
-        for steps in sorted({row.inner_steps for row in ours if row.variant.endswith(kind)}):
-            of = {row.variant: row for row in ours if row.inner_steps == steps}
-            if not any(variant + kind in of for variant in PUBLISHED):
-                continue
-            groups.append(f"ours{kind}, {steps} inner steps")
+
+    def add(group: str, of: dict[str, tuple[float, float]]) -> None:
+        if any(np.isfinite(loss) for loss, _ in of.values()):
+            groups.append(group)
             for variant in PUBLISHED:
-                row = of.get(variant + kind)
-                series[variant].append(row.loss if row else np.nan)
-                deviations[variant].append(row.deviation if row else 0.0)
+                loss, deviation = of.get(variant, (np.nan, 0.0))
+                series[variant].append(loss)
+                deviations[variant].append(deviation)
+
+    for kind in ("", FALLING, MUON):
+        alike = [row for row in ours if row.optimizer == kind]
+        for steps in sorted({row.inner_steps for row in alike}):
+            of = {r.variant.removesuffix(kind): r for r in alike if r.inner_steps == steps}
+            name = f"ours{kind}, {steps} inner steps"
+            add(name, {variant: (row.loss, row.deviation) for variant, row in of.items()})
+            twice = str(2 * steps)
+            more = {v: (row.more_steps.get(twice, np.nan), 0.0) for v, row in of.items()}
+            add(f"{name},\n{twice} at evaluation", more)
     figure = plots.bars(
         groups, series, deviations=deviations, ylabel="validation loss", log=True,
         title="n = d = 8",

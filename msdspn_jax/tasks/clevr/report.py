@@ -14,7 +14,12 @@ from msdspn_jax.tasks.clevr.config import Config
 from msdspn_jax.tasks.runs import Runs
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
-from msdspn_jax.training.run_folder import finished_runs, read_metrics, training_hours
+from msdspn_jax.training.run_folder import (
+    finished_runs,
+    read_metrics,
+    training_hours,
+    validation_curve,
+)
 
 # What makes a run comparable with the published ones (paper, section 4.3).
 PUBLISHED_SETTING = {"size": 128, "set_size": 10, "max_objects": 10}
@@ -49,8 +54,9 @@ PROTOCOLS = {"ap": "per image", "dataset_ap": "data set"}
 class Options:
     """Collect the finished and evaluated runs of clevr into a table and curves.
 
-    Writes results.md, results.json and curves.png (training loss, validation AP0.5). Run
-    ``msdspn evaluate RUN`` for every run first: it makes the test scores.
+    Writes results.md, results.json, curves.png (training loss, validation AP0.5) and learning.png
+    (validation AP0.5 by steps and by hours). Run ``msdspn evaluate RUN`` for every run first: it
+    makes the test scores.
     """
 
     runs: Path = Path("runs")
@@ -69,6 +75,8 @@ class Row(NamedTuple):
     by_inner_steps: Mapping[str, Mapping[str, float]]
     """Scores on validation images by number of inner steps; empty without an inner loop."""
     hours: float
+    learning: Sequence[tuple[int, float, float]]
+    """Step, hours and validation AP0.5 at every evaluation."""
 
     @property
     def comparable(self) -> bool:
@@ -103,6 +111,11 @@ def report(argv: list[str], runs: Runs) -> int:
         write_results(options.out, summary(rows))
         figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
         plots.save(figure, options.out / "curves.png")
+        learning = {row.label: row.learning for row in rows if row.learning}
+        if learning:
+            label = "validation AP0.5, % (per image)"
+            figure = plots.learning_curves(learning, ylabel=label, percent=True)
+            plots.save(figure, options.out / "learning.png")
     except OSError as error:
         raise UserError(
             f"--out: expected a folder that can be written, got {options.out} ({error.strerror})"
@@ -125,7 +138,15 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
         tried = run / "figures" / "inner_steps.json"
         by_steps = json.loads(tried.read_text()) if tried.exists() else {}
         rows.append(
-            Row("", config, read_metrics(run), scores["test"], by_steps, training_hours(run))
+            Row(
+                "",
+                config,
+                read_metrics(run),
+                scores["test"],
+                by_steps,
+                training_hours(run),
+                validation_curve(run, "ap_0.5"),
+            )
         )
     if waiting:
         names = ", ".join(map(str, waiting))

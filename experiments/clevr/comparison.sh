@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# The paper's comparison at equal time: every model MINUTES on one core, three to ten objects.
+# Not run yet. Unfinished runs go on, finished ones are skipped, also those of which the repository
+# has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
+#
+#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 14 hours on one core
+#
+# 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. How many
+# steps fit into the time is measured first, over 40 steps: the learning rate falls to zero at the
+# end. Pin a call to its core (taskset), and run no more than there are cores.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+MSDSPN=${MSDSPN:-msdspn}
+PYTHON=${PYTHON:-python}
+RUNS=${RUNS:-runs/clevr-comparison}
+RECORDS=${RECORDS:-experiments/clevr/runs}
+MINUTES=${MINUTES:-90}
+HALF=$($PYTHON -c "print($MINUTES / 2)")
+
+images=(--size 64 --encoder-width 32 --batch-size 128 --test-size 2000 --no-tensorboard)
+images+=(${IMAGES:---train-size 70000 --val-size 1000})
+muon=(--outer.optimizer muon --outer.schedule linear --outer.warmup-steps 100 --learning-rate 0.01)
+inner=(--inner.num-steps 20 --inner.late-num-steps 20 --inner.eval-num-steps 40)
+slots=(--model slot-attention)
+
+train() { # name, minutes, flags
+  local name=$1 minutes=$2 flags=("${images[@]}" "${@:3}")
+  if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
+  local steps_file=$RUNS/$name.steps
+  if [[ ! -e $steps_file ]]; then
+    mkdir -p "$RUNS"
+    rm -rf "$RUNS/pace"
+    $MSDSPN train clevr "${flags[@]}" --steps 60 --log-every 20 --evaluate-every 60 \
+      --run-dir "$RUNS/pace"
+    # The first 20 steps hold the compilation.
+    $PYTHON - "$RUNS/pace" "$minutes" > "$steps_file.new" <<'PACE'
+import sys
+from msdspn_jax.training.run_folder import read_metrics
+pace = [x["steps_per_second"] for x in read_metrics(sys.argv[1], "train") if x["step"] > 20]
+print(round(60 * float(sys.argv[2]) * sum(pace) / len(pace), -2) or 100)
+PACE
+    mv "$steps_file.new" "$steps_file"
+  fi
+  local steps
+  steps=$(printf '%.0f' "$(cat "$steps_file")")
+  $MSDSPN train clevr "${flags[@]}" --steps "$steps" --evaluate-every $((steps / 10)) \
+    --checkpoint-every 200 --resume auto --run-dir "$RUNS/$name"
+  $MSDSPN evaluate "$RUNS/$name"
+  $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
+}
+
+all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1 relation sum mean)
+for name in "${@:-${all[@]}}"; do
+  case $name in
+    idspn-[01] | dspn-[01])
+      train "$name" "$MINUTES" --model "${name%-?}" --seed "${name##*-}" "${inner[@]}" "${muon[@]}" ;;
+    slot-attention) train "$name" "$MINUTES" "${slots[@]}" ;;  # its own schedule
+    slot-attention-muon) train "$name" "$MINUTES" "${slots[@]}" "${muon[@]}" ;;
+    slot-mlp) train "$name" "$MINUTES" --model slot-mlp "${muon[@]}" ;;
+    relation | sum | mean)
+      train "idspn-$name" "$HALF" --model idspn --inner.pool "$name" "${inner[@]}" "${muon[@]}" ;;
+    *) echo "comparison.sh: expected some of ${all[*]}, got $name" >&2; exit 2 ;;
+  esac
+done
+$MSDSPN report clevr --runs "$RECORDS" --out "${OUT:-experiments/clevr}"
