@@ -219,6 +219,8 @@ class _Trainer:
             if fresh:
                 compiled.add(stage)
                 self.progress.leave_out(time.monotonic() - started, steps=chunk.done)
+            else:
+                self.window.took(time.monotonic() - started, chunk.done)
             self._account(chunk)
             pace = max((time.monotonic() - started) / chunk.done, 1e-6)
             self._at_boundary()
@@ -274,8 +276,7 @@ class _Trainer:
         if step % config.run.log_every == 0 or last:
             values = self.window.summary()
             if values:
-                # Null until a step has been timed without compiling.
-                values["steps_per_second"] = self.progress.rate(step) or np.nan
+                values["steps_per_second"] = self.window.rate()
                 self.logger.metrics(step, "train", values)
             self.window = _Window(config.replicates)
         evaluated = None
@@ -375,6 +376,16 @@ class _Window:
         self.replicates = replicates
         self.count = np.zeros(replicates, np.int64)
         self.sums: dict[str, np.ndarray] = {}
+        self.seconds, self.steps_timed = 0.0, 0
+
+    def took(self, seconds: float, steps: int) -> None:
+        """How long steps took, those left out that were compiled for."""
+        self.seconds += seconds
+        self.steps_timed += steps
+
+    def rate(self) -> float:
+        """Steps a second, evaluation and checkpoints aside; NaN where none was timed."""
+        return self.steps_timed / self.seconds if self.seconds > 0 else float("nan")
 
     def add(self, metrics: dict[str, np.ndarray], status: np.ndarray) -> None:
         # Step by step, not chunk by chunk: sums must not depend on where chunks end.

@@ -274,6 +274,29 @@ def test_steps_per_second_of_a_run_leaves_compilation_out(tmp_path, monkeypatch)
     assert rates[1:] == pytest.approx([1.0] * 19)
 
 
+def test_steps_per_second_of_a_line_are_those_since_the_last_without_evaluation(
+    tmp_path, monkeypatch
+):
+    real, clock = loop.StepRunner.run, [0.0]
+
+    def run(self, state, step, count, batches):
+        clock[0] += count * (1.0 if step < 10 else 4.0)
+        return real(self, state, step, count, batches)
+
+    def evaluate(self):
+        clock[0] += 1000.0
+        return real_evaluate(self)
+
+    real_evaluate = loop._Trainer._evaluate
+    monkeypatch.setattr(loop.StepRunner, "run", run)
+    monkeypatch.setattr(loop._Trainer, "_evaluate", evaluate)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    train(tmp_path / "run", log_every=5, evaluate_every=5)
+    rates = [x["steps_per_second"] for x in run_folder.read_metrics(tmp_path / "run", "train")]
+    assert rates == pytest.approx([1.0, 1.0, 0.25, 0.25])
+    assert run_folder.training_hours(tmp_path / "run") == pytest.approx(50 / 3600)
+
+
 def test_remaining_time_of_the_bar_leaves_compilation_out(monkeypatch):
     import io
 
