@@ -238,7 +238,7 @@ def tables(rows: Sequence[Row]) -> str:
         lines.append("| " + " | ".join([*map(str, cell), *values]) + " |")
     text = "Final validation loss, mean ± standard deviation over "
     text += "/".join(str(r) for r in sorted({row.replicates for row in rows}))
-    text += " seeds after " + "/".join(str(s) for s in sorted({row.steps for row in rows}))
+    text += " seeds after " + "/".join(f"{s:,}" for s in sorted({row.steps for row in rows}))
     text += " training steps.\n\n" + "\n".join(lines) + "\n"
 
     keys: dict[str, Callable[[Row], int]] = {
