@@ -159,7 +159,7 @@ def shapes_once(function: Callable[..., Any], name: str, *settings: Any) -> Any:
 
 
 def _file(folder: str, kind: str, *what: Any) -> Path:
-    """A name made of all that what a function is traced to depends on."""
+    """A name made of all that the trace of a function depends on."""
     facts = (
         what,
         _package_files(),

@@ -10,11 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-import jax
-
 from msdspn_jax import tasks
 from msdspn_jax._files import write_text
 from msdspn_jax.trained.run import load_run
+from msdspn_jax.training.state import run_keys
 
 INNER_STEPS = (10, 20, 40, 80)
 
@@ -25,7 +24,11 @@ def main(folder: Path) -> None:
     for steps in INNER_STEPS:
         inner = dataclasses.replace(run.config.inner, num_steps=steps)
         task = tasks.build(run.task_name, dataclasses.replace(run.config, inner=inner))
-        found = [float(task.evaluate(v, "val", jax.random.key(0))["loss"]) for v in run.variables]
+        found = [
+            # The initial sets of the run's own validation.
+            float(task.evaluate(v, "val", run_keys(run.config.seed + i).evaluation)["loss"])
+            for i, v in enumerate(run.variables)
+        ]
         losses[str(steps)] = sum(found) / len(found)
         print(f"{steps} inner steps: {losses[str(steps)]:.5f}", flush=True)
     write_text(folder / "inner_steps.json", json.dumps(losses) + "\n")
