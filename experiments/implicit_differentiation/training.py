@@ -26,7 +26,9 @@ from msdspn_jax import plots
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.autoencoding import random_sets
 from msdspn_jax.tasks.numbering import task as numbering
-from msdspn_jax.training.state import init_state, run_keys, train_step
+from msdspn_jax.training.config import Safety
+from msdspn_jax.training.parallel import StepRunner
+from msdspn_jax.training.state import run_keys
 
 FOLDER = Path(__file__).parent
 WAYS = {
@@ -37,7 +39,11 @@ WAYS = {
     "exact": ms.exact(),
     "unrolled": ms.unrolled(),
 }
-SMALL = {"hidden_dim": 128, "latent_dim": 128, "fresh": True, "val_size": 1280}
+SMALL = {
+    "hidden_dim": 128, "latent_dim": 128, "fresh": True, "val_size": 1280,
+    # Refused steps are counted, and the run goes on.
+    "safety": Safety(skip_bad_steps=2**31 - 1),
+}  # fmt: skip
 TASKS = {
     "random sets": (
         random_sets,
@@ -83,23 +89,11 @@ def run(name, way, seed, seconds):
     config = with_adjoint(config, WAYS[way], seed)
     task, keys = module.build(config), run_keys(seed)
     exact = module.build(with_adjoint(config, ms.exact(), seed))
-    slots = jnp.arange(config.batch_size)
-
-    @jax.jit
-    def some_steps(state):
-        def step(state, _):
-            batch = task.sample(keys.data, state.step, slots)
-            state, metrics, status = train_step(
-                task, state, batch, keys.noise, slots,
-                stage=task.stage(0), axis_name=None, max_inner_energy=1e6,
-            )  # fmt: skip
-            return state, (metrics["loss"], status)
-
-        return jax.lax.scan(step, state, None, length=CHUNK)
+    runner = StepRunner(task, config)
 
     gradients = [gradient_of(t, keys, config.batch_size) for t in (task, exact)]
-    state = jax.jit(lambda key: init_state(task.init, task.optimizer, key))(keys.init)
-    jax.block_until_ready(some_steps(state))  # Compiled before the clock runs.
+    state = runner.place(runner.init())
+    runner.run(runner.place(runner.init()), 0, CHUNK)  # Compiled before the clock runs.
     lines, spent, next_look = [], 0.0, 0.0
     while True:
         if spent >= next_look or spent >= seconds:
@@ -121,7 +115,7 @@ def run(name, way, seed, seconds):
         if spent >= seconds:
             return lines
         start = time.process_time()
-        state, _ = jax.block_until_ready(some_steps(state))
+        state = jax.block_until_ready(runner.run(state, int(state.step), CHUNK).state)
         spent += time.process_time() - start
 
 

@@ -317,36 +317,24 @@ def _in_common(a: list[str], b: list[str]) -> int:
 def train(task: Task, config: Any, label: str) -> tuple[Variables, dict[str, Any]]:
     """A training loop without run folder: the trained variables, and each metric of each step."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from msdspn_jax._progress import ProgressBar
-    from msdspn_jax.training.state import init_state, run_keys, train_step
+    from msdspn_jax.errors import UserError
+    from msdspn_jax.training.parallel import StepRunner
 
-    keys, slots = run_keys(config.seed), jnp.arange(config.batch_size)
-    data = () if task.data is None else (jax.tree.map(jnp.asarray, task.data()),)
-
-    @jax.jit
-    def some_steps(state, data):
-        def step(state, _):
-            batch = task.sample(keys.data, state.step, slots, *data)
-            state, metrics, _ = train_step(
-                task, state, batch, keys.noise, slots,
-                stage=task.stage(0), axis_name=None, max_inner_energy=1e6,
-            )  # fmt: skip
-            return state, metrics
-
-        return jax.lax.scan(step, state, None, length=chunk)
-
-    chunk = min(20, config.steps)
-    state = jax.jit(lambda key: init_state(task.init, task.optimizer, key))(keys.init)
-    history = []
+    runner = StepRunner(task, config)
+    state, done, history = runner.place(runner.init()), 0, []
     with ProgressBar(f"   {label}", transient=True) as report:
-        for done in range(0, config.steps, chunk):
+        while done < config.steps:
             report(done, config.steps)
-            state, metrics = some_steps(state, data)
-            history.append(jax.tree.map(np.asarray, metrics))
-    return state.variables, jax.tree.map(lambda *x: np.concatenate(x), *history)
+            chunk = runner.run(state, done, min(20, config.steps - done))
+            if chunk.status.any():
+                raise UserError(f"{label}: step {done + chunk.done} was not finite")
+            state, done = chunk.state, done + chunk.done
+            history.append({name: values[:, 0] for name, values in chunk.metrics.items()})
+    variables = runner.fetch(state).variables
+    return variables, jax.tree.map(lambda *x: np.concatenate(x), *history)
 
 
 def _save_stacked(figures: list[Figure], path: Path) -> None:
