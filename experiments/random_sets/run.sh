@@ -24,7 +24,7 @@ train() { # n, inner steps, variant, seed, further flags
   esac
   $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \
     "${model[@]}" --no-tensorboard --resume auto --run-dir "$RUNS/$name" "${@:5}"
-  $PYTHON experiments/random_sets/more_steps.py "$RUNS/$name"
+  $PYTHON experiments/more_steps.py "$RUNS/$name"
   $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
 muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.05)

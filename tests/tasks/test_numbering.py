@@ -400,3 +400,24 @@ def test_cells():
     text = markdown({Row("idspn", False, "Muon"): cells})
     assert "640 | fresh | hours a seed | published, 640" in text
     assert "| iDSPN: Muon | 12.3±4.5 | 99.0±0.1 | 0.51; 2 | 96.8±0.6 | 98.1±0.3 |" in text
+
+
+def test_inner_steps_are_shown_where_they_were_tried(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Scores, inner_steps_table
+
+    def run(name, tried=None, **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        if tried:
+            (folder / "inner_steps.json").write_text(json.dumps(tried))
+        config = dataclasses.replace(small(), **changes)
+        return Scores(folder, config, 1, {"macro_accuracy": [0.5]})
+
+    scores = [run("a", {"10": 0.25, "20": 0.75}), run("b", {"20": 0.5}, seed=1)]
+    scores += [run("c", augment=True), run("d", {"10": 1.0}, train_size=20)]
+    text = inner_steps_table(scores)
+    assert "evaluation, % | 10 | 20 |" in text
+    assert "| DeepSets; 10 samples |  | 62.5 |" in text
+    assert "| DeepSets; 20 samples | 100.0 |  |" in text
+    assert "permuted" not in text
+    assert inner_steps_table(scores[2:3]) == ""

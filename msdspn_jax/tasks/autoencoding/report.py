@@ -13,7 +13,7 @@ import numpy as np
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
-from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.tasks.runs import Runs, more_steps
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.run_folder import (
     finished_runs,
@@ -189,19 +189,8 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
         hidden_dim=config.hidden_dim,
         hours=sum(training_hours(run) for _, _, run in members),
         run=str(run.relative_to(folder)),
-        more_steps=_more_steps([run for _, _, run in members], counts),
+        more_steps=more_steps([run for _, _, run in members], counts.tolist()),
     )
-
-
-def _more_steps(runs: Sequence[Path], counts: np.ndarray) -> dict[str, float]:
-    tried = [run / "inner_steps.json" for run in runs]
-    if not all(path.exists() for path in tried):
-        return {}
-    losses = [json.loads(path.read_text()) for path in tried]
-    common = [steps for steps in losses[0] if all(steps in of for of in losses)]
-    return {
-        steps: float(np.average([of[steps] for of in losses], weights=counts)) for steps in common
-    }
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:

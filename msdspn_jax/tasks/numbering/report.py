@@ -21,7 +21,7 @@ from msdspn_jax.tasks.numbering.equivariance import (
     model_equivariance,
 )
 from msdspn_jax.tasks.numbering.model import build_model
-from msdspn_jax.tasks.runs import Runs
+from msdspn_jax.tasks.runs import Runs, more_steps
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import finished_runs, training_hours, validation_curve
@@ -284,6 +284,25 @@ def markdown(rows: Mapping[Row, Mapping[int, Cell]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def inner_steps_table(scores: Sequence[Scores]) -> str:
+    """Macro accuracy by number of inner steps at evaluation, of the rows where that was tried."""
+    tried: dict[str, dict[str, float]] = {}
+    for row, members in rows_of(scores).items():
+        for size in sorted({_train_size(score.config) for score in members}):
+            alike = [score for score in members if _train_size(score.config) == size]
+            seeds = [score.config.replicates for score in alike]
+            found = more_steps([score.folder for score in alike], seeds)
+            if found:
+                tried[f"{row}; {_size(size)} samples"] = found
+    steps = sorted({int(n) for by_steps in tried.values() for n in by_steps})
+    lines = [["macro accuracy by inner steps at evaluation, %", *map(str, steps)]]
+    lines += [["---"] * len(lines[0])]
+    for name, by_steps in tried.items():
+        values = [by_steps.get(str(n)) for n in steps]
+        lines.append([name, *("" if v is None else f"{100 * v:.1f}" for v in values)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if tried else ""
+
+
 def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
     """Accuracy by size of the training set, one line a model; returns a matplotlib Figure."""
     from matplotlib.figure import Figure
@@ -397,7 +416,8 @@ def _section(scores: Sequence[Scores], split: str) -> str:
     seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     title = f"{problem}, {split} split, {seeds} seeds, mean ± standard deviation"
     title += f"; {settings}." if settings else "."
-    return f"{title}\n\n{markdown(rows)}"
+    parts = [title, markdown(rows), inner_steps_table(scores)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _records(scores: Sequence[Scores]) -> list[dict[str, Any]]:
