@@ -3,7 +3,8 @@
     python experiments/clevr/box_model.py [--scenes FOLDER] [--num 2000]
 
 FOLDER holds images/*.png and one *_scenes.json. Writes box_model.json and box_model.png beside
-this file: average precision by both protocols, and by the number of inner steps.
+this file: average precision by both protocols, and by the number of inner steps. Puts the table
+into README.md and into the model's card, between their marks.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from msdspn_jax.clevr.objects import encode
 from msdspn_jax.clevr.plots import average_precision_by_steps
 from msdspn_jax.tasks.clevr.data import load_split
 from msdspn_jax.tasks.clevr.scores import predict_all, score
-from msdspn_jax.tasks.summary import Result, write_results
+from msdspn_jax.tasks.summary import Result, put_into, write_results
 from msdspn_jax.trained.weights import box_model_path, load_model
 
 HERE = Path(__file__).parent
@@ -40,11 +41,27 @@ def other_scenes(folder, size):
     return np.stack(images), np.stack([encode(s.objects) for s in scenes])
 
 
+def table(found, steps):
+    """Markdown: average precision by scenes and protocol, %."""
+    heads = ["AP∞", *(f"AP{t}" for t in THRESHOLDS[1:])]
+    names = {"procedural": "fresh procedural scenes", "other": "scenes rendered by Blender"}
+    protocols = {"per image": "ap_", "data set": "dataset_ap_"}
+    lines = [f"| {steps} inner steps | protocol | " + " | ".join(heads) + " |", "|---" * 8 + "|"]
+    for name in (name for name in names if name in found):
+        scenes = f"{found[name]['num']:,} {names[name]}"
+        for protocol, prefix in protocols.items():
+            scores = found[name]["by_steps"][steps]
+            cells = [f"{100 * scores[prefix + t]:.1f}" for t in THRESHOLDS]
+            lines.append(f"| {scenes} | {protocol} | " + " | ".join(cells) + " |")
+            scenes = "the same"
+    return "\n".join(lines) + "\n"
+
+
 def in_short(model, found, hours):
     """Rows of the README's summary."""
     names = {"procedural": "fresh scenes of our renderer", "other": "scenes rendered by Blender"}
     shown = [name for name in names if name in found]
-    scores = [found[name]["by_steps"][40] for name in shown]
+    scores = [found[name]["by_steps"][model.config.steps_at_evaluation] for name in shown]
     config = model.config
     return [
         Result(
@@ -92,10 +109,12 @@ def main():
             print(name, steps, json.dumps({k: round(100 * v, 1) for k, v in scores.items()}))
     (HERE / "box_model.json").write_text(json.dumps(found, indent=1) + "\n")
     write_results(HERE, in_short(model, found, options.hours), "box")
+    for page in (HERE / "README.md", box_model_path().with_suffix(".md")):
+        put_into(page, table(found, model.config.steps_at_evaluation), "box_model.py")
     by_steps = found["procedural"]["by_steps"]
-    table = {n: np.array([by_steps[n][f"ap_{t}"] for t in THRESHOLDS]) for n in STEPS}
+    curves = {n: np.array([by_steps[n][f"ap_{t}"] for t in THRESHOLDS]) for n in STEPS}
     figure = average_precision_by_steps(
-        table, [float(t) for t in THRESHOLDS], protocol="per image, fresh scenes"
+        curves, [float(t) for t in THRESHOLDS], protocol="per image, fresh scenes"
     )
     plots.save(figure, HERE / "box_model.png")
 
