@@ -416,7 +416,7 @@ def test_inner_steps_are_shown_where_they_were_tried(tmp_path):
     scores = [run("a", {"10": 0.25, "20": 0.75}), run("b", {"20": 0.5}, seed=1)]
     scores += [run("c", augment=True), run("d", {"10": 1.0}, train_size=20)]
     text = inner_steps_table(scores)
-    assert "evaluation, % | 10 | 20 |" in text
+    assert "inner steps, % | 10 | 20 |" in text
     assert "| DeepSets; 10 samples |  | 62.5 |" in text
     assert "| DeepSets; 20 samples | 100.0 |  |" in text
     assert "permuted" not in text

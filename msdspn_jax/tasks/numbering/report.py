@@ -295,7 +295,7 @@ def inner_steps_table(scores: Sequence[Scores]) -> str:
             if found:
                 tried[f"{row}; {_size(size)} samples"] = found
     steps = sorted({int(n) for by_steps in tried.values() for n in by_steps})
-    lines = [["macro accuracy by inner steps at evaluation, %", *map(str, steps)]]
+    lines = [["macro accuracy on validation, inner steps, %", *map(str, steps)]]
     lines += [["---"] * len(lines[0])]
     for name, by_steps in tried.items():
         values = [by_steps.get(str(n)) for n in steps]
