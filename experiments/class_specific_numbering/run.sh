@@ -21,8 +21,7 @@ train() { # name, flags
   # Scores of the test split are kept beside the run, then with its record.
   $MSDSPN report numbering --runs "$RUNS/$1" --out "$RUNS/$1/report" > /dev/null
   if [[ $1 == *dspn* ]]; then
-    $PYTHON experiments/more_steps.py "$RUNS/$1" --metric macro_accuracy --split val \
-      --checkpoint best
+    $PYTHON experiments/more_steps.py "$RUNS/$1" --metric macro_accuracy
   fi
   $PYTHON experiments/keep_run.py "$RUNS/$1" "$RECORDS"
 }

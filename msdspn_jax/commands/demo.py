@@ -330,7 +330,9 @@ def train(task: Task, config: Any, label: str) -> tuple[Variables, dict[str, Any
             report(done, config.steps)
             chunk = runner.run(state, done, min(20, config.steps - done))
             if chunk.status.any():
-                raise UserError(f"{label}: step {done + chunk.done} was not finite")
+                raise UserError(
+                    f"{label}: training diverged (a step up to {done + chunk.done} was refused)"
+                )
             state, done = chunk.state, done + chunk.done
             history.append({name: values[:, 0] for name, values in chunk.metrics.items()})
     variables = runner.fetch(state).variables
