@@ -68,7 +68,7 @@ def tiny():
     return evaluate, train, images, variables
 
 
-def reference(variables, images):
+def reference(variables, images, first_stride=1):
     """The published network, blocks and paddings spelled out, with the running statistics."""
     params, stats = variables["params"], variables["batch_stats"]
 
@@ -89,11 +89,11 @@ def reference(variables, images):
     x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *windows)
     for stage in range(4):
         p, s = (tree[f"stage{stage + 1}_block1"] for tree in (params, stats))
-        stride = 2 if stage else 1
+        stride = 2 if stage else first_stride
         y = conv(x, p["conv1"]["kernel"], stride, 1)
         y = jnp.maximum(norm(y, p["norm1"], s["norm1"]), 0)
         y = norm(conv(y, p["conv2"]["kernel"], 1, 1), p["norm2"], s["norm2"])
-        if stage:
+        if "shortcut" in p:
             x = conv(x, p["shortcut"]["kernel"], stride, 0)
             x = norm(x, p["shortcut_norm"], s["shortcut_norm"])
         x = jnp.maximum(x + y, 0)
@@ -107,6 +107,20 @@ def test_it_is_the_published_network(tiny):
     chex.assert_trees_all_close(evaluate(variables, images), expected, atol=1e-4)
     # Floats in [0, 1] are the same images.
     chex.assert_trees_all_close(evaluate(variables, images / np.float32(255)), expected, atol=1e-4)
+
+
+def test_a_first_stage_of_stride_2_leaves_the_grid_of_half_the_side():
+    model = ResNet(**TINY, first_stride=2, train=False)
+    images = np.random.default_rng(1).integers(0, 256, (2, 128, 128, 3), np.uint8)
+    variables = random_variables(model.init, images)
+    init = functools.partial(ResNet(**TINY).init, train=False)
+    published = jax.eval_shape(init, jax.random.key(0), images[:, ::2, ::2])
+    more = set(variables["params"]["stage1_block1"]) - set(published["params"]["stage1_block1"])
+    assert more == {"shortcut", "shortcut_norm"}
+    end = [tree["params"]["end"]["kernel"].shape for tree in (variables, published)]
+    assert end[0] == end[1] == (2, 2, 32, 16)
+    expected = jax.jit(functools.partial(reference, first_stride=2))(variables, images)
+    chex.assert_trees_all_close(jax.jit(model.apply)(variables, images), expected, atol=1e-4)
 
 
 def test_statistics_of_a_spread_batch_are_those_of_the_whole(tiny):
@@ -170,6 +184,11 @@ def test_bad_arguments_are_named():
     for shape in [(1, 96, 96, 3), (1, 64, 128, 3), (1, 64, 64, 4), (64, 64, 3)]:
         with pytest.raises(ValueError, match="images: expected shape"):
             ResNet(**TINY, train=False).init(key, jnp.zeros(shape))
+    halving = ResNet(**TINY, first_stride=2, train=False)
+    with pytest.raises(ValueError, match="size a multiple of 128"):
+        halving.init(key, jnp.zeros((1, 64, 64, 3)))
+    with pytest.raises(ValueError, match="first_stride: expected one of 1, 2, got 3"):
+        ResNet(**TINY, first_stride=3, train=False).init(key, jnp.zeros((1, 192, 192, 3)))
     with pytest.raises(ValueError, match="latent_dim: expected a multiple of the 16 positions"):
         jax.eval_shape(
             ResNet(**{**TINY, "latent_dim": 24}, train=False).init, key, jnp.zeros((1, 256, 256, 3))

@@ -151,6 +151,8 @@ def test_the_weight_of_the_position_leaves_the_scale_of_the_loss():
         ({"train_size": 0}, "train_size: expected an integer >= 1, got 0"),
         ({"train_size": 9, "fresh": True}, "train_size: expected none with fresh, got 9"),
         ({"fresh": True, "data": "tfds", "data_dir": "x"}, "fresh: expected data procedural"),
+        ({"size": 100}, "size: expected a multiple of 64"),
+        ({"size": 64, "encoder_stride": 2}, r"a multiple of 128 \(encoder_stride is 2\), got 64"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(changes, message):

@@ -58,6 +58,7 @@ class Predictor:
                 STAGES[c.encoder],
                 c.encoder_width,
                 c.latent_dim,
+                c.encoder_stride,
                 train=train,
                 axis_name=axis_name,
                 dtype=jnp.dtype(c.compute_dtype),
