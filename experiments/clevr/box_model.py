@@ -72,8 +72,9 @@ def in_short(model, found, hours):
                 f"{names[name]}: " + "; ".join(f"{100 * s[f'ap_{t}']:.1f}" for t in THRESHOLDS[2:5])
                 for name, s in zip(shown, scores, strict=True)
             ),
-            f"{config.size} x {config.size} pixels, not 128; {model.step:,} steps of"
-            f" {config.batch_size}, not 54,700; 1 seed",
+            f"{config.size} x {config.size} pixels{', not 128' * (config.size != 128)}; encoder of"
+            f" width {config.encoder_width}, not 64; {model.step:,} steps of {config.batch_size},"
+            " not 54,700; 1 seed",
             hours,
             "",  # Scripts of their own: see the card.
         )

@@ -6,8 +6,9 @@
 #   experiments/clevr/comparison.sh [NAME ...]     # default: all, 14 hours on one core
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. How many
-# steps fit into the time is measured first, over 40 steps: the learning rate falls to zero at the
-# end. Pin a call to its core (taskset), and run no more than there are cores.
+# steps fit into the time is measured first, as the processor time of 60 steps less that of 20: the
+# learning rate falls to zero at the end. Pin a call to its core (taskset), and run no more than
+# there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
@@ -23,22 +24,26 @@ muon=(--outer.optimizer muon --outer.schedule linear --outer.warmup-steps 100 --
 inner=(--inner.num-steps 20 --inner.late-num-steps 20 --inner.eval-num-steps 40)
 slots=(--model slot-attention)
 
+seconds() { # steps, flags: processor seconds of so many steps, with the start and the end
+  rm -rf "$RUNS/pace"
+  $PYTHON -c 'import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)' \
+    $MSDSPN train clevr "${@:2}" --steps "$1" --evaluate-every "$1" --run-dir "$RUNS/pace"
+}
+
 train() { # name, minutes, flags
   local name=$1 minutes=$2 flags=("${images[@]}" "${@:3}")
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
   local steps_file=$RUNS/$name.steps
   if [[ ! -e $steps_file ]]; then
     mkdir -p "$RUNS"
-    rm -rf "$RUNS/pace"
-    $MSDSPN train clevr "${flags[@]}" --steps 60 --log-every 20 --evaluate-every 60 \
-      --run-dir "$RUNS/pace"
-    # The first 20 steps hold the compilation.
-    $PYTHON - "$RUNS/pace" "$minutes" > "$steps_file.new" <<'PACE'
-import sys
-from msdspn_jax.training.run_folder import read_metrics
-pace = [x["steps_per_second"] for x in read_metrics(sys.argv[1], "train") if x["step"] > 20]
-print(round(60 * float(sys.argv[2]) * sum(pace) / len(pace), -2) or 100)
-PACE
+    local short long
+    short=$(seconds 20 "${flags[@]}")  # renders and compiles; both are kept for the next
+    short=$(seconds 20 "${flags[@]}")
+    long=$(seconds 60 "${flags[@]}")
+    $PYTHON -c "print(round(60 * $minutes * 40 / ($long - $short), -2) or 100)" > "$steps_file.new"
     mv "$steps_file.new" "$steps_file"
   fi
   local steps

@@ -355,8 +355,7 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
             "; ".join("{:.1f}±{:.1f}".format(*PUBLISHED[name][640]) for name in names),
             "; ".join(str(best[name][0]) for name in names),
             f"n = {set_size}, 640 samples; {'; '.join(trained)}; "
-            + "/".join(str(best[name][0].seeds) for name in names)
-            + " seeds",
+            + _seeds("/".join(str(best[name][0].seeds) for name in names)),
             f"{sum(best[name][0].hours * best[name][0].seeds for name in names):.1f}",
             "experiments/class_specific_numbering/run.sh",
         )
@@ -413,8 +412,9 @@ def _section(scores: Sequence[Scores], split: str) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in shared_settings(scores).items())
     problem = f"n = {config.set_size}, {config.num_classes} classes"
     counts = {cell.seeds for row in rows.values() for cell in row.values()}
-    seeds = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    title = f"{problem}, {split} split, {seeds} seeds, mean ± standard deviation"
+    seeds = _seeds(f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}")
+    title = f"{problem}, {split} split, {seeds}"
+    title += ", mean ± standard deviation" if max(counts) > 1 else ""
     title += f"; {settings}." if settings else "."
     parts = [title, markdown(rows), inner_steps_table(scores)]
     return "\n\n".join(part for part in parts if part)
@@ -443,6 +443,10 @@ def _train_size(config: Config) -> int:
 
 def _size(size: int) -> str:
     return f"{size}" if size else "fresh"
+
+
+def _seeds(count: str) -> str:
+    return "1 seed" if count == "1" else f"{count} seeds"
 
 
 def _mark(held: bool | None) -> str:
