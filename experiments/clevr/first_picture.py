@@ -1,6 +1,6 @@
 """The README's first picture: a rendered scene, and what the model in the box finds in it.
 
-    python experiments/clevr/first_picture.py [--seed 7] [--num 12]
+    python experiments/clevr/first_picture.py [--seed 7] [--num 48]
 
 Renders scenes of full size and writes first_picture.png beside this file. Shown is no best case: of
 the scenes in which something is wrong, the one whose share of right objects is closest to the mean
@@ -46,7 +46,7 @@ def typical(shares):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--num", type=int, default=12, help="scenes to choose from")
+    parser.add_argument("--num", type=int, default=48, help="scenes to choose from")
     parser.add_argument("--out", type=Path, default=HERE / "first_picture.png")
     options = parser.parse_args()
     images, scenes = rendered(options.seed, options.num)

@@ -101,7 +101,7 @@ def no_task(arrays, record):
 
 def energy(**inner):
     def change(arrays, record):
-        record["config"] |= {"model": "idspn", "inner": inner}
+        record["config"] |= {"model": "idspn", "size": 64, "inner": inner}
 
     return change
 
