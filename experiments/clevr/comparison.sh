@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time: every model MINUTES on one core, three to ten objects.
-# Not run yet. Unfinished runs go on, finished ones are skipped, also those of which the repository
-# has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
+# One of ten run yet (idspn-0). Unfinished runs go on, finished ones are skipped, also those of
+# which the repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at
+# will.
 #
-#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 14 hours on one core
+#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. How many
 # steps fit into the time is measured first, as the processor time of 60 steps less that of 20: the
@@ -15,7 +16,7 @@ MSDSPN=${MSDSPN:-msdspn}
 PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/clevr-comparison}
 RECORDS=${RECORDS:-experiments/clevr/runs}
-MINUTES=${MINUTES:-90}
+MINUTES=${MINUTES:-45}
 HALF=$($PYTHON -c "print($MINUTES / 2)")
 
 images=(--size 64 --encoder-width 32 --batch-size 128 --test-size 2000 --no-tensorboard)
