@@ -30,7 +30,7 @@ class ResNet(nn.Module):
     PyTorch's ResNet-18 and -34. Images of side s leave it on a grid of (s / 64)² positions; the end
     convolution (2x2, stride 2) gives each ``latent_dim`` / positions channels: for 512 at
     128 x 128, 2 x 2 positions of 128. A first stage of stride 2, which the published network does
-    not have, makes the grid that of images of half the side: four times as fast, stem aside.
+    not have, makes the grid, and all work after the stem, that of images of half the side.
 
     Attributes:
       stage_sizes: basic blocks a stage, see `STAGES`.

@@ -98,9 +98,9 @@ class Config(TaskConfig):
         require_positive(self, "position_weight")
         reduction = REDUCTION * self.encoder_stride
         if self.minimises and self.size % reduction:
-            with_stride = f" (encoder_stride is {self.encoder_stride})"
             raise ValueError(
-                f"size: expected a multiple of {reduction}{with_stride}, got {self.size}"
+                f"size: expected a multiple of {reduction} (encoder_stride is"
+                f" {self.encoder_stride}), got {self.size}"
             )
         if not 0 < self.rate_drop <= 1:
             raise ValueError(f"rate_drop: expected a number in (0, 1], got {self.rate_drop}")
