@@ -1,31 +1,34 @@
 #!/usr/bin/env bash
-# The paper's comparison at equal time: every model MINUTES on one core, three to ten objects.
+# The paper's comparison at equal time, three to ten objects on one core. Every model has the
+# processor time of STEPS steps of iDSPN on the machine at hand: 45 minutes with AVX-512.
 # One of ten run yet (idspn-0). Unfinished runs go on, finished ones are skipped, also those of
 # which the repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at
 # will.
 #
-#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core
+#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core (AVX-512)
 #
-# 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. How many
-# steps fit into the time is measured first, as the processor time of 60 steps less that of 20: the
-# learning rate falls to zero at the end. Pin a call to its core (taskset), and run no more than
-# there are cores.
+# 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. What a
+# step takes is measured first, for iDSPN and for the model at hand, as the processor time of 60
+# steps less that of 20: so runs of different machines can stand in one table. The learning rate
+# falls to zero at the end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
 PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/clevr-comparison}
 RECORDS=${RECORDS:-experiments/clevr/runs}
-MINUTES=${MINUTES:-45}
-HALF=$($PYTHON -c "print($MINUTES / 2)")
+STEPS=${STEPS:-2300}
 
 images=(--size 64 --encoder-width 32 --batch-size 128 --test-size 2000 --no-tensorboard)
-images+=(${IMAGES:---train-size 70000 --val-size 1000})
+images+=(${IMAGES:---train-size 70000 --val-size 1000 --data-seed 4})
 muon=(--outer.optimizer muon --outer.schedule linear --outer.warmup-steps 100 --learning-rate 0.01)
-inner=(--inner.num-steps 20 --inner.late-num-steps 20 --inner.eval-num-steps 40)
+inner=(--inner.num-steps 20 --inner.late-num-steps 20)
 slots=(--model slot-attention)
+# A minimum gains by more inner steps than training had, a learned path of 20 does not.
+idspn=(--model idspn "${inner[@]}" --inner.eval-num-steps 40 "${muon[@]}")
+dspn=(--model dspn "${inner[@]}" --inner.eval-num-steps 20 "${muon[@]}")
 
-seconds() { # steps, flags: processor seconds of so many steps, with the start and the end
+spent() { # steps, flags: processor seconds of so many steps, with the start and the end
   rm -rf "$RUNS/pace"
   $PYTHON -c 'import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
@@ -34,21 +37,26 @@ print(used.ru_utime + used.ru_stime)' \
     $MSDSPN train clevr "${@:2}" --steps "$1" --evaluate-every "$1" --run-dir "$RUNS/pace"
 }
 
-train() { # name, minutes, flags
-  local name=$1 minutes=$2 flags=("${images[@]}" "${@:3}")
+pace() { # file, flags: puts the processor seconds of 40 steps into the file, once a machine
+  local file=$1
+  if [[ -e $file ]]; then return; fi
+  mkdir -p "$RUNS"
+  local short long
+  short=$(spent 20 "${@:2}")  # renders and compiles; both are kept for the next
+  short=$(spent 20 "${@:2}")
+  long=$(spent 60 "${@:2}")
+  $PYTHON -c "print($long - $short)" > "$file.new"
+  mv "$file.new" "$file"
+}
+
+train() { # name, share of the time, flags
+  local name=$1 share=$2 flags=("${images[@]}" "${@:3}")
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
-  local steps_file=$RUNS/$name.steps
-  if [[ ! -e $steps_file ]]; then
-    mkdir -p "$RUNS"
-    local short long
-    short=$(seconds 20 "${flags[@]}")  # renders and compiles; both are kept for the next
-    short=$(seconds 20 "${flags[@]}")
-    long=$(seconds 60 "${flags[@]}")
-    $PYTHON -c "print(round(60 * $minutes * 40 / ($long - $short), -2) or 100)" > "$steps_file.new"
-    mv "$steps_file.new" "$steps_file"
-  fi
-  local steps
-  steps=$(printf '%.0f' "$(cat "$steps_file")")
+  pace "$RUNS/reference.pace" "${images[@]}" "${idspn[@]}"
+  pace "$RUNS/$name.pace" "${flags[@]}"
+  local steps reference own
+  reference=$(cat "$RUNS/reference.pace") own=$(cat "$RUNS/$name.pace")
+  steps=$($PYTHON -c "print(int(round($STEPS * $share * $reference / $own, -1)) or 10)")
   $MSDSPN train clevr "${flags[@]}" --steps "$steps" --evaluate-every $((steps / 10)) \
     --checkpoint-every 200 --resume auto --run-dir "$RUNS/$name"
   $MSDSPN evaluate "$RUNS/$name"
@@ -58,14 +66,13 @@ train() { # name, minutes, flags
 all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1 relation sum mean)
 for name in "${@:-${all[@]}}"; do
   case $name in
-    idspn-[01] | dspn-[01])
-      train "$name" "$MINUTES" --model "${name%-?}" --seed "${name##*-}" "${inner[@]}" "${muon[@]}" ;;
-    slot-attention) train "$name" "$MINUTES" "${slots[@]}" ;;  # its own schedule
-    slot-attention-muon) train "$name" "$MINUTES" "${slots[@]}" "${muon[@]}" ;;
-    slot-mlp) train "$name" "$MINUTES" --model slot-mlp "${muon[@]}" ;;
-    relation | sum | mean)
-      train "idspn-$name" "$HALF" --model idspn --inner.pool "$name" "${inner[@]}" "${muon[@]}" ;;
+    idspn-[01]) train "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
+    dspn-[01]) train "$name" 1 "${dspn[@]}" --seed "${name##*-}" ;;
+    slot-attention) train "$name" 1 "${slots[@]}" ;;  # its own schedule
+    slot-attention-muon) train "$name" 1 "${slots[@]}" "${muon[@]}" ;;
+    slot-mlp) train "$name" 1 --model slot-mlp "${muon[@]}" ;;
+    relation | sum | mean) train "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
     *) echo "comparison.sh: expected some of ${all[*]}, got $name" >&2; exit 2 ;;
   esac
 done
-$MSDSPN report clevr --runs "$RECORDS" --out "${OUT:-experiments/clevr}"
+$PYTHON experiments/clevr/comparison.py "$RECORDS"
