@@ -1,0 +1,97 @@
+"""Table and figure of the comparison at equal time, from the records that comparison.sh keeps.
+
+    python experiments/clevr/comparison.py [FOLDER]
+
+Writes comparison.png beside this file and puts the table into README.md, between its marks. Runs
+may come from different machines: all had the processor time of as many steps of iDSPN, so the
+figure's axis is the share of that time. Runs that are missing are left out.
+"""
+
+import sys
+from pathlib import Path
+
+from msdspn_jax import plots
+from msdspn_jax.clevr.metrics import AP_THRESHOLDS
+from msdspn_jax.tasks.summary import put_into
+from msdspn_jax.training.run_folder import read_evaluation, read_metrics, read_record
+
+HERE = Path(__file__).parent
+#: Records by name, in the order of the table.
+ROWS = {
+    "iDSPN": ("idspn-0", "idspn-1"),
+    "DSPN": ("dspn-0", "dspn-1"),
+    "Slot Attention, Muon": ("slot-attention-muon",),
+    "Slot Attention, as published": ("slot-attention",),
+    "Slot MLP": ("slot-mlp",),
+    "iDSPN, relation network, half the time": ("idspn-relation",),
+    "iDSPN, sum, half the time": ("idspn-sum",),
+    "iDSPN, mean, half the time": ("idspn-mean",),
+}
+
+
+def seeds_of(folder, names):
+    """Steps, test scores and validation curve of every record there is."""
+    found = []
+    for name in names:
+        evaluation = read_evaluation(folder / name)
+        if evaluation is not None and "test" in evaluation["metrics"]:
+            steps = read_record(folder / name)["config"]["steps"]
+            curve = [(x["step"] / steps, x["ap_0.5"]) for x in read_metrics(folder / name, "val")]
+            found.append((steps, evaluation["metrics"]["test"], curve))
+    return found
+
+
+def table(found):
+    """Markdown: average precision per image by model, seeds side by side, %."""
+    heads = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
+    lines = [
+        "| model | seeds | steps | " + " | ".join(heads) + " |",
+        "|---" * (3 + len(heads)) + "|",
+    ]
+    for label, seeds in found.items():
+        steps = "; ".join(f"{steps:,}" for steps, _, _ in seeds)
+        cells = [
+            "; ".join(f"{100 * scores[f'ap_{t:g}']:.1f}" for _, scores, _ in seeds)
+            for t in AP_THRESHOLDS
+        ]
+        lines.append(f"| {label} | {len(seeds)} | {steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figure(found):
+    """Validation AP0.5 by share of the time; a line a run, a colour a model."""
+    picture = plots.new_figure(7, 3.8)
+    axes = picture.add_subplot()
+    for color, (label, seeds) in zip(plots.SERIES * 2, found.items(), strict=False):
+        share = 0.5 if "half" in label else 1.0
+        for number, (_, _, curve) in enumerate(seeds):
+            x, y = zip(*curve, strict=True)
+            axes.plot(
+                [100 * share * v for v in x],
+                [100 * v for v in y],
+                color=color,
+                lw=1.6,
+                ls=":" if "half" in label else "-",
+                marker="o",
+                ms=3,
+                label=None if number else label,
+            )
+    axes.set(xlabel="processor time, %", ylabel="validation AP0.5, % (per image)", ylim=(-2, 100))
+    axes.legend(frameon=False, fontsize=8)
+    plots.plain_axes(axes)
+    return picture
+
+
+def main():
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "runs"
+    found = {label: seeds_of(folder, names) for label, names in ROWS.items()}
+    found = {label: seeds for label, seeds in found.items() if seeds}
+    if not found:
+        raise SystemExit(f"{folder}: expected records of comparison.sh, got none that is scored")
+    plots.save(figure(found), HERE / "comparison.png")
+    put_into(HERE / "README.md", table(found), "comparison.py")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
