@@ -51,6 +51,14 @@ def require_floating(name: str, array: Any) -> None:
         raise TypeError(f"{name}: expected a floating-point array, got dtype {dtype}")
 
 
+def require_mask(name: str, array: Any, expected: tuple[Any, ...], axes: str) -> None:
+    """Refuse a mask of another shape, and one that is not of booleans."""
+    require_shape(name, array, expected, axes)
+    dtype = jnp.result_type(array)
+    if dtype != jnp.bool_:
+        raise TypeError(f"{name}: expected booleans, got dtype {dtype}")
+
+
 def require_finite(name: str, tree: Any) -> None:
     """Refuse NaN and infinity in concrete floating-point arrays; traced ones pass unseen."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -87,13 +95,15 @@ def require_steps(name: str, value: Any) -> None:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
         if value.shape == () and (is_traced(value) or value >= 1):
             return
-    elif isinstance(value, int) and value >= 1 and not isinstance(value, bool):
+    elif isinstance(value, int | np.integer) and value >= 1 and not isinstance(value, bool):
         return
     raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
 
 def require_positive(name: str, value: float) -> None:
-    """Refuse zero, negative numbers and NaN."""
+    """Refuse zero, negative numbers and NaN, and what is traced."""
+    if is_traced(value):
+        raise TypeError(f"{name}: expected a Python number, got a traced one, {value}")
     if not value > 0:
         raise ValueError(f"{name}: expected a number > 0, got {value!r}")
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -58,7 +59,7 @@ def anderson(
     """
     _check.require_positive("learning_rate", learning_rate)
     _check.require_positive("ridge", ridge)
-    if history < 2:
+    if not isinstance(history, int | np.integer) or history < 2:
         raise ValueError(f"history: expected an integer >= 2, got {history!r}")
     return _anderson(float(learning_rate), int(history), float(ridge))
 

@@ -26,8 +26,9 @@ and so in cost (P = 1 for the unconstrained problem):
 `identity` is the paper's rule, equation (4): H is replaced by the identity, which is the same as
 truncating the Neumann series after its first term.
 
-The rule is written once, as the linear map θ̇ ↦ Ẏ of forward mode; JAX transposes it for reverse
-mode. The rule calls the minimum that it differentiates, so it can be differentiated again.
+The rule is written once, as the map θ̇ ↦ Ẏ of forward mode; JAX transposes it for reverse mode. It
+is linear but for truncated conjugate gradients, see `conjugate_gradient`. The rule calls the
+minimum that it differentiates, so it can be differentiated again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -177,7 +179,7 @@ class Implicit:
     """
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """Return u ≈ (I − ∂T/∂Y)⁻¹ b; linear in b."""
+        """Return u ≈ (I − ∂T/∂Y)⁻¹ b, linear in b for both modes to agree."""
         raise NotImplementedError
 
     def wrap(self, descent: Minimisation) -> Solve:
@@ -236,7 +238,7 @@ class Neumann(Implicit):
     num_terms: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_terms, int) or self.num_terms < 0:
+        if not isinstance(self.num_terms, int | np.integer) or self.num_terms < 0:
             raise ValueError(f"num_terms: expected an integer >= 0, got {self.num_terms!r}")
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
@@ -260,7 +262,7 @@ class ConjugateGradient(Implicit):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+        if not isinstance(self.max_steps, int | np.integer) or self.max_steps < 1:
             raise ValueError(f"max_steps: expected an integer >= 1, got {self.max_steps!r}")
         if not self.damping >= 0:
             raise ValueError(f"damping: expected a number >= 0, got {self.damping!r}")
@@ -367,6 +369,10 @@ def conjugate_gradient(max_steps: int = 10, *, damping: float = 0.0) -> Conjugat
     meets a direction of non-positive curvature, it stops and keeps its solution so far; at the
     first step that is the paper's rule. `damping` makes this rarer.
 
+    With fewer steps than n · d the result is not linear in b: the steps depend on it. So the
+    gradient of a sum of losses is not the sum of their gradients, and forward and reverse mode
+    differ, by as much as the solution is inexact. Where that matters, take `neumann` or `exact`.
+
     Args:
         max_steps: upper bound on the steps, ≥ 1; n · d of them solve the system exactly.
         damping: δ ≥ 0 added to the diagonal of H.
@@ -438,14 +444,20 @@ def _solve(operator, b: Sets, solve, *, symmetric: bool = False) -> Sets:
 
 
 def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
-    """Conjugate gradients on every set of the batch by itself, from zero."""
-    tiny = jnp.finfo(b.dtype).eps ** 2
+    """Conjugate gradients on every set of the batch by itself, from zero.
+
+    For sets of 16 bits only the products with H are of 16 bits: squares of small cotangents would
+    vanish.
+    """
+    dtype = b.dtype
+    tiny = float(jnp.finfo(dtype).eps) ** 2
+    b = b.astype(jnp.promote_types(dtype, jnp.float32))
     squared = _dot(b, b)
     enough = tiny * squared
 
     def step(_, carry):
         u, residual, direction, squared, active = carry
-        image = operator(direction)
+        image = operator(direction.astype(dtype)).astype(b.dtype)
         curvature = _dot(direction, image)
         active = active & (curvature > 0) & (squared > enough)
         length = jnp.where(active, squared / jnp.where(active, curvature, 1), 0)
@@ -458,7 +470,7 @@ def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
     start = (jnp.zeros_like(b), b, b, squared, squared > 0)
     u = lax.fori_loop(0, max_steps, step, vary_like(start, b))[0]
     # Where no direction had positive curvature, the paper's rule.
-    return jnp.where(_dot(u, u) > 0, u, b)
+    return jnp.where(_dot(u, u) > 0, u, b).astype(dtype)
 
 
 def _dense_solve(operator, b: Sets) -> Sets:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -75,20 +76,31 @@ class BoxCost:
         _check.require_shape("target[1]", target_boxes, (*labels.shape, 4), "batch m 4")
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"target[0]: expected integer classes, got dtype {labels.dtype}")
+        classes = logits.shape[-1] - 1
+        if not _check.is_traced(labels):
+            values = np.asarray(labels)
+            unknown = values[(values < 0) | (values >= classes)]
+            if unknown.size:
+                raise ValueError(
+                    f"target[0]: expected classes from 0 to {classes - 1}, got {unknown[0]}"
+                )
+        known = (labels >= 0) & (labels < classes)
         log_probability = jax.nn.log_softmax(logits)
         # [batch, n, m]: of the class of every target.
-        of_target = jnp.take_along_axis(log_probability, labels[:, None, :], axis=2)
+        index = jnp.where(known, labels, 0)[:, None, :]
+        of_target = jnp.take_along_axis(log_probability, index, axis=2)
+        of_target = jnp.where(known[:, None, :], of_target, jnp.nan)
         l1 = jnp.sum(jnp.abs(boxes[:, :, None] - target_boxes[:, None]), -1)
         giou = generalised_iou(boxes[:, :, None], target_boxes[:, None])
         # The matching takes the probability, not its logarithm: DETR found it to do better.
         match = self.l1_weight * l1 - self.giou_weight * giou
         match = match - self.class_weight * jnp.exp(of_target)
-        classes = Term(
+        naming = Term(
             -self.class_weight * of_target,
             -self.class_weight * log_probability[..., -1],
             self.no_object_weight,
         )
-        return Costs(match, (classes, Term(self.l1_weight * l1 + self.giou_weight * (1 - giou))))
+        return Costs(match, (naming, Term(self.l1_weight * l1 + self.giou_weight * (1 - giou))))
 
 
 def box_cost(
@@ -102,7 +114,8 @@ def box_cost(
 
     A prediction is a pair (logits [batch, n, num_classes + 1], boxes [batch, n, 4]), whose last
     logit is that of no object. A target is a pair (classes [batch, m], integers from 0, boxes
-    [batch, m, 4]). Boxes are (x, y, w, h), see `generalised_iou`.
+    [batch, m, 4]). Boxes are (x, y, w, h), see `generalised_iou`. Other integers are refused, and
+    make the loss NaN under ``jit``.
 
     Args:
         class_weight: of the cross-entropy, and of the probability in the matching.
@@ -145,9 +158,9 @@ class SetLoss:
     ) -> Float[Array, " batch"]:
         """The loss of every set; ``target_mask`` is True for the targets that are there.
 
-        Targets that are not there may hold any finite numbers.
+        Targets that are not there may hold anything: the cost sees zeros in their place.
         """
-        costs = self.costs(prediction, target)
+        costs = self.costs(prediction, _without_absent(target, target_mask))
         assignment = self._assign(costs, target_mask)
         matched = assignment[..., None] == jnp.arange(costs.match.shape[2])
         alone = ~jnp.any(matched, -1)
@@ -172,7 +185,8 @@ class SetLoss:
         target_mask: Bool[AnyArray, "batch m"] | None = None,
     ) -> Int[Array, "batch n"]:
         """The target of every prediction, `UNMATCHED` for those without."""
-        return self._assign(self.costs(prediction, target), target_mask)
+        costs = self.costs(prediction, _without_absent(target, target_mask))
+        return self._assign(costs, target_mask)
 
     def costs(self, prediction: Any, target: Any) -> Costs:
         """What the cost says of every pair."""
@@ -189,10 +203,24 @@ class SetLoss:
         match, mask = lax.stop_gradient(costs.match), None
         if target_mask is not None:
             shape = (match.shape[0], match.shape[2])
-            _check.require_shape("target_mask", target_mask, shape, "batch m")
+            _check.require_mask("target_mask", target_mask, shape, "batch m")
             mask = (jnp.ones(match.shape[:2], bool), target_mask)
         assign = assign_bottleneck if self.matching == "bottleneck" else matching.assign
         return assign(match, mask=mask, method=self.method)
+
+
+def _without_absent(target: Any, target_mask: Any) -> Any:
+    """The target with zeros where it is absent, in all arrays that begin as the mask does."""
+    if target_mask is None:
+        return target
+
+    def present(leaf):
+        shape = jnp.shape(target_mask)
+        if jnp.shape(leaf)[: len(shape)] != shape:
+            return leaf
+        return jnp.where(jnp.reshape(target_mask, shape + (1,) * (jnp.ndim(leaf) - 2)), leaf, 0)
+
+    return jax.tree.map(present, target)
 
 
 def set_loss(
@@ -216,7 +244,7 @@ def set_loss(
             largest of them, and then the sum (`assign_bottleneck`).
         normalise: "set": every set's terms are means over its own pairs. "batch": the mean of the
             result over the batch is a mean over all its pairs, as in DETR, so that larger sets
-            count more.
+            count more. Under ``jax.shard_map`` the batch is that of the shard.
         method: solver of the assignment problem, see `assign`.
 
     Raises:
@@ -260,12 +288,15 @@ def generalised_iou(
         >>> generalised_iou(box, box).item(), generalised_iou(box, box + jnp.eye(4)[0]).item()
         (1.0, 0.0)
     """
-    low, high = _corners(boxes)
-    other_low, other_high = _corners(others)
+    # Areas of 16 bits would leave their range, of boxes in pixels for one.
+    dtype = jnp.result_type(boxes, others)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    low, high = _corners(boxes.astype(wide))
+    other_low, other_high = _corners(others.astype(wide))
     inside = _area(jnp.maximum(low, other_low), jnp.minimum(high, other_high))
     around = _area(jnp.minimum(low, other_low), jnp.maximum(high, other_high))
     union = _area(low, high) + _area(other_low, other_high) - inside
-    return _ratio(inside, union) - _ratio(around - union, around)
+    return (_ratio(inside, union) - _ratio(around - union, around)).astype(dtype)
 
 
 def _corners(boxes):

@@ -22,18 +22,36 @@ from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._closures import is_fixed, opened, spelled
 from msdspn_jax._varying import vary_like
 from msdspn_jax.adjoints import Adjoint, FixedPoint, Projection, Sets, identity
 from msdspn_jax.energy import Energy, Params
 
 
-@functools.cache
 def nesterov(step_size: float = 1.0, momentum: float = 0.9) -> optax.GradientTransformation:
     """Gradient descent, with Nesterov momentum where that is not zero: the paper's inner optimiser.
 
     This is ``optax.sgd``, but equal arguments give the same object. So a program that was compiled
     for it is not compiled again.
+
+    Args:
+        step_size: > 0.
+        momentum: in [0, 1).
+
+    Raises:
+        ValueError, TypeError: an argument out of range, or traced: for a step size that is
+            computed under ``jit``, use ``optax.sgd``.
     """
+    _check.require_positive("step_size", step_size)
+    if _check.is_traced(momentum):
+        raise TypeError(f"momentum: expected a Python number, got a traced one, {momentum}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
+    return _nesterov(float(step_size), float(momentum))
+
+
+@functools.cache
+def _nesterov(step_size: float, momentum: float) -> optax.GradientTransformation:
     return optax.sgd(step_size, momentum=momentum or None, nesterov=momentum > 0)
 
 
@@ -162,9 +180,12 @@ class Descent:
         trajectory = None
         if self.return_trajectory:
             rows = self.num_steps + 1
+            energy = jax.eval_shape(self.energy, params, initial_sets, context)
+            wide = jnp.promote_types(initial_sets.dtype, jnp.float32)
             trajectory = Trajectory(
                 jnp.zeros((rows, *initial_sets.shape), initial_sets.dtype),
-                *jnp.zeros((2, rows, batch), initial_sets.dtype),
+                jnp.zeros((rows, batch), energy.dtype),
+                jnp.zeros((rows, batch), wide),
             )
         state = State(
             sets=initial_sets,
@@ -229,8 +250,9 @@ class Descent:
         if self.tolerance is None:
             state = lax.fori_loop(0, looped, lambda _, state: advance(state), state)
         else:
+            end = state.step + looped
             state = lax.while_loop(
-                lambda state: (state.step < looped) & jnp.any(state.going),
+                lambda state: (state.step < end) & jnp.any(state.going),
                 advance,
                 state,
             )
@@ -288,8 +310,8 @@ def minimise(
 
     Args:
         energy: ``(params, sets [batch, n, d], context) -> [batch]``, see `latent_energy`. Arrays
-            that it closes over are differentiated like those in `params`. Outside of `jax.jit`,
-            pass the same energy in every call: another one is compiled anew.
+            that it closes over are differentiated like those in `params`. Outside of `jax.jit` it
+            is traced at every call, and compiled for each other program that it is.
         params: pytree θ. Differentiable.
         context: pytree, usually a `Context`; the first axis of each array is the batch.
             Differentiable.
@@ -298,7 +320,8 @@ def minimise(
         optimizer: any optax transformation; it sees the whole batch as one array, so it should act
             elementwise (sgd, adam, …) or on every set by itself (`anderson`). Optimisers that ask
             for value, gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the
-            energy summed over the batch.
+            energy summed over the batch; with a line search under an implicit adjoint only, since
+            its loop has no reverse derivative.
         num_steps: upper bound on the steps, ≥ 1. May be a traced integer if the adjoint is
             implicit.
         projection: maps [batch, n, d] to the nearest feasible sets, e.g. `simplex`. Implicit
@@ -338,13 +361,14 @@ def minimise(
     descent = Descent(
         energy, num_steps, optimizer, projection, max_grad_norm, tolerance, return_trajectory
     )
-    explicit, all_params = _closed_over(energy, params, context, initial_sets)
     traced = any(map(_check.is_traced, jax.tree.leaves((num_steps, params, context, initial_sets))))
-    if not traced and explicit is energy and _hashable((descent, adjoint)):
-        # Outside of any transformation: one compiled program, found again for equal settings.
-        return _program(descent, adjoint)(params, context, initial_sets)
-    descent = dataclasses.replace(descent, energy=explicit)
-    return _minimise(descent, adjoint, all_params, context, initial_sets)
+    if not traced:
+        found = _without_closures(descent, params, context, initial_sets)
+        if found is not None and _hashable((found[0], adjoint)):
+            # Outside of any transformation: one compiled program, found again for equal settings.
+            return _program(found[0], adjoint)(found[1], params, context, initial_sets)
+    descent, params = _with_explicit_tracers(descent, params, context, initial_sets)
+    return _minimise(descent, adjoint, params, context, initial_sets)
 
 
 def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets) -> Minimum:
@@ -361,8 +385,13 @@ def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
     trajectory = end.trajectory
     if trajectory is not None:
+        # Where all sets had stopped before, the rows that no step filled are as the last.
+        step = jnp.arange(len(trajectory.energy))
+        left = step >= jnp.max(end.num_steps)
         rows = zip(trajectory, (sets, energy, norm), strict=True)
-        trajectory = Trajectory(*(kept.at[-1].set(x) for kept, x in rows))
+        trajectory = Trajectory(
+            *(jnp.where(left.reshape(-1, *[1] * x.ndim), x, kept) for kept, x in rows)
+        )
     return Minimum(end.sets, energy, norm, end.num_steps, status, trajectory)
 
 
@@ -370,7 +399,30 @@ def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets)
 # again. A static argument of `jit` would keep 4,096 of them.
 @functools.lru_cache(maxsize=64)
 def _program(descent: Descent, adjoint: Adjoint) -> Callable[..., Minimum]:
-    return jax.jit(functools.partial(_minimise, descent, adjoint))
+    def run(hidden, params, context, initial_sets):
+        given = {name: functools.partial(getattr(descent, name), hidden[name]) for name in hidden}
+        whole = dataclasses.replace(descent, **given)
+        return _minimise(whole, adjoint, params, context, initial_sets)
+
+    return jax.jit(run)
+
+
+def _without_closures(descent: Descent, params, context, sets) -> tuple[Descent, Any] | None:
+    """The descent with its energy and projection `Opened`, and what they close over, by name.
+
+    So a program is found again for functions that do the same, and is given what they hold now.
+    None if that cannot be: where they close over tracers, or cannot be compared.
+    """
+    opened, hidden = {}, {}
+    for name, examples in (("energy", (params, sets, context)), ("projection", (sets,))):
+        function = getattr(descent, name)
+        if is_fixed(function):
+            continue
+        found = spelled(function, *examples)
+        if found is None or any(map(_check.is_traced, found[1])):
+            return None
+        opened[name], hidden[name] = found
+    return dataclasses.replace(descent, **opened), hidden
 
 
 def _hashable(value: Any) -> bool:
@@ -381,26 +433,28 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _closed_over(energy, params, context, sets) -> tuple[Energy, Any]:
-    """The energy with what it closes over made a part of its parameters, so that it has a gradient.
+def _with_explicit_tracers(descent: Descent, params, context, sets) -> tuple[Descent, Any]:
+    """The descent with what its energy closes over made a part of the parameters.
 
-    A custom derivative sees the arguments of a function only (`jax.closure_convert`).
+    A custom derivative sees the arguments of a function only.
     """
-    # What cannot be hashed (a module that holds arrays) is wrapped in what can.
-    function = energy if _hashable(energy) else functools.partial(energy)
-    converted, hidden = jax.closure_convert(function, params, sets, context)
-    if not hidden:
-        return energy, params
+    rest, hidden = opened(descent.energy, params, sets, context)
+    if not any(map(_check.is_traced, hidden)):
+        return descent, params
 
     def explicit(both, sets, context):
         params, hidden = both
-        return converted(params, sets, context, *hidden)
+        return rest(hidden, params, sets, context)
 
-    return explicit, (params, hidden)
+    return dataclasses.replace(descent, energy=explicit), (params, hidden)
 
 
 def per_set_norm(sets: Float[Array, "batch n d"]) -> Float[Array, " batch"]:
-    """l2 norm over (n, d), with derivative zero rather than NaN at zero."""
+    """l2 norm over (n, d), with derivative zero rather than NaN at zero.
+
+    In float32 for sets of 16 bits, whose squares leave the range of float16.
+    """
+    sets = sets.astype(jnp.promote_types(sets.dtype, jnp.float32))
     squared = jnp.sum(jnp.square(sets), axis=(1, 2))
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), squared)
@@ -409,7 +463,7 @@ def per_set_norm(sets: Float[Array, "batch n d"]) -> Float[Array, " batch"]:
 def clip_per_set(grads: Float[Array, "batch n d"], max_norm: float) -> Float[Array, "batch n d"]:
     """Scale every set's gradient by min(1, max_norm / (norm + 1e-6)), norm over (n, d)."""
     norm = per_set_norm(grads)[:, None, None]
-    return grads * jnp.minimum(1, max_norm / (norm + 1e-6))
+    return (grads * jnp.minimum(1, max_norm / (norm + 1e-6))).astype(grads.dtype)
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:

@@ -70,8 +70,17 @@ class LatentEnergy:
                 raise ValueError(
                     "context.initial_sets: expected an array because proximity > 0, got None"
                 )
-            distance = jnp.square(sets - context.initial_sets)
-            value = value + self.proximity * 0.5 * jnp.mean(distance, axis=(-2, -1))
+            _check.require_shape(
+                "context.initial_sets", context.initial_sets, sets.shape, "batch n d"
+            )
+            distance = sets - context.initial_sets
+            if context.mask is None:
+                mean = jnp.mean(jnp.square(distance), axis=(-2, -1))
+            else:
+                distance = jnp.where(context.mask[..., None], distance, 0)
+                size = jnp.maximum(jnp.sum(context.mask, -1), 1) * sets.shape[-1]
+                mean = jnp.sum(jnp.square(distance), axis=(-2, -1)) / size.astype(sets.dtype)
+            value = value + self.proximity * 0.5 * mean
         return value
 
 
@@ -80,7 +89,8 @@ def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -
 
     Equation (1) of the package (paper, section 3). The paper's experiments with a learned initial
     set use proximity 0.1. Both terms are means, not sums: over the features of the latent, and over
-    the n · d entries of the set.
+    the n · d entries of the set. Where the context holds a mask, the second is a mean over the
+    entries of the present elements, so that padding changes nothing.
 
     Args:
         encode: the set encoder g, called as ``encode(params, sets)``, or as ``encode(params, sets,
@@ -96,6 +106,6 @@ def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -
         >>> energy({}, jnp.ones((1, 2, 3)), Context(latent=jnp.zeros((1, 3)))).tolist()
         [2.0]
     """
-    if proximity < 0:
+    if not 0 <= proximity < float("inf"):
         raise ValueError(f"proximity: expected a number >= 0, got {proximity!r}")
     return LatentEnergy(encode, proximity)

@@ -441,6 +441,7 @@ def _evaluate(function, stacked: np.ndarray, *, batched: bool, jit: bool | None)
             jit = True
         except (
             jax.errors.ConcretizationTypeError,
+            jax.errors.NonConcreteBooleanIndexError,
             jax.errors.TracerArrayConversionError,
             jax.errors.TracerIntegerConversionError,
         ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,7 +42,7 @@ def pairwise_smooth_l1(
         >>> pairwise_smooth_l1(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
         [[[0.0, 0.5, 2.5], [0.0, 0.5, 2.5]]]
     """
-    _check_sets(prediction, target)
+    prediction, target = _checked_sets(prediction, target)
     return _weighted_mean(smooth_l1(prediction[:, :, None] - target[:, None]), weights)
 
 
@@ -59,7 +60,7 @@ def pairwise_squared(
         >>> pairwise_squared(jnp.zeros((1, 2, 1)), jnp.array([[[0.0], [1.0], [3.0]]])).tolist()
         [[[0.0, 1.0, 9.0], [0.0, 1.0, 9.0]]]
     """
-    _check_sets(prediction, target)
+    prediction, target = _checked_sets(prediction, target)
     return _weighted_mean(jnp.square(prediction[:, :, None] - target[:, None]), weights)
 
 
@@ -101,13 +102,14 @@ def hungarian_loss(
         >>> hungarian_loss(prediction, target, target_mask=jnp.array([[True, False]])).tolist()
         [0.0]
     """
+    if target_mask is not None:
+        target = _without_absent(target, target_mask)
     cost = pairwise_smooth_l1(prediction, target, weights=weights)
     n, m = cost.shape[1:]
     if m > n:
         raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
     mask, size = None, m
     if target_mask is not None:
-        _check.require_shape("target_mask", target_mask, target.shape[:2], "batch m")
         mask = (jnp.ones(prediction.shape[:2], bool), target_mask)
         size = jnp.maximum(jnp.sum(target_mask, -1), 1).astype(cost.dtype)
     assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
@@ -139,10 +141,11 @@ def chamfer_loss(
         >>> chamfer_loss(prediction, target).tolist()
         [2.5]
     """
+    if target_mask is not None:
+        target = _without_absent(target, target_mask)
     distance = pairwise_squared(prediction, target, weights=weights)
     if target_mask is None:
         return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
-    _check.require_shape("target_mask", target_mask, target.shape[:2], "batch m")
     size = jnp.sum(target_mask, -1)
     to_prediction = jnp.where(target_mask, jnp.min(distance, 1), 0)
     nearest = jnp.min(jnp.where(target_mask[:, None], distance, jnp.inf), 2)
@@ -151,7 +154,14 @@ def chamfer_loss(
     return jnp.sum(to_prediction, -1) / count + jnp.mean(to_target, -1)
 
 
-def _check_sets(prediction, target):
+def _without_absent(target, target_mask):
+    """Zeros in place of the absent elements: of NaN there, a gradient would be NaN."""
+    _check.require_mask("target_mask", target_mask, jnp.shape(target)[:2], "batch m")
+    return jnp.where(target_mask[..., None], target, 0)
+
+
+def _checked_sets(prediction, target):
+    """Both sets as floating-point arrays: differences of integers wrap around."""
     for name, sets in (("prediction", prediction), ("target", target)):
         _check.require_rank(name, sets, 3, "batch n d")
         _check.require_nonempty(name, sets, "batch n d")
@@ -160,12 +170,17 @@ def _check_sets(prediction, target):
             "target: expected batch and d as in prediction "
             f"{prediction.shape}, got shape {target.shape}"
         )
+    if not jnp.issubdtype(jnp.result_type(prediction, target), jnp.floating):
+        return jnp.asarray(prediction, float), jnp.asarray(target, float)
+    return prediction, target
 
 
 def _weighted_mean(values, weights):
     if weights is None:
         return jnp.mean(values, -1)
     _check.require_shape("weights", weights, values.shape[-1:], "d")
+    if not _check.is_traced(weights) and not np.all(np.asarray(weights) >= 0):
+        raise ValueError(f"weights: expected numbers >= 0, got {weights}")
     return jnp.mean(weights * values, -1)
 
 
@@ -205,7 +220,7 @@ def numbering_assignment(
         >>> numbering_assignment(target[:, jnp.array([2, 1, 0])], target, classes).tolist()
         [[0, 1, 2]]
     """
-    _check_sets(prediction, target)
+    prediction, target = _checked_sets(prediction, target)
     _check.require_shape("target", target, prediction.shape, "batch n d")
     _check.require_rank("classes", classes, 3, "batch n num_classes")
     if classes.shape[:2] != prediction.shape[:2]:

@@ -89,7 +89,9 @@ def continuous_weight(
     _check.require_nonempty("knots", knots, "k c")
     k, n = knots.shape[0], mask.shape[-1]
     size = jnp.sum(mask, -1, keepdims=True)
-    position = jnp.arange(n) / jnp.maximum(size - 1, 1).astype(knots.dtype)
+    # Positions of 16 bits would run together in large sets.
+    wide = jnp.promote_types(knots.dtype, jnp.float32)
+    position = jnp.arange(n) / jnp.maximum(size - 1, 1).astype(wide)
     distance = position[..., None] * (k - 1) - jnp.arange(k)
     hat = jnp.maximum(1 - jnp.abs(distance), 0).astype(knots.dtype)
     return hat @ knots
@@ -119,10 +121,14 @@ def mean_pool(
         >>> mean_pool(jnp.ones((3, 2)), mask=jnp.array([True, True, False])).tolist()
         [1.0, 1.0]
     """
-    total = sum_pool(features, mask=mask)
+    _check_features(features, mask)
     if mask is None:
-        return total / features.shape[-2]
-    return total / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1).astype(total.dtype)
+        return jnp.mean(features, -2)
+    # The sum of many numbers of 16 bits may be too large for their type, where the mean is not.
+    wide = jnp.promote_types(features.dtype, jnp.float32)
+    total = jnp.sum(jnp.where(mask[..., None], features, 0), -2, dtype=wide)
+    size = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
+    return (total / size.astype(wide)).astype(features.dtype)
 
 
 def _check_features(features: AnyArray, mask: AnyArray | None) -> None:
@@ -132,6 +138,4 @@ def _check_features(features: AnyArray, mask: AnyArray | None) -> None:
     _check.require_nonempty("features", features, "*batch n c")
     _check.require_floating("features", features)
     if mask is not None:
-        _check.require_shape("mask", mask, shape[:-1], "*batch n")
-        if jnp.result_type(mask) != jnp.bool_:
-            raise TypeError(f"mask: expected booleans, got dtype {jnp.result_type(mask)}")
+        _check.require_mask("mask", mask, shape[:-1], "*batch n")

@@ -74,6 +74,7 @@ def stable_ranks(
         raise ValueError(
             f"features: expected at least 2 axes [*batch n c], got shape {jnp.shape(features)}"
         )
+    _check.require_floating("features", features)
     features = lax.stop_gradient(jnp.asarray(features))
     if 0 in features.shape:
         return jnp.zeros(features.shape, jnp.int32)
@@ -224,7 +225,9 @@ def by_columns(
     combined by elementwise operations on all rows at once, in one kernel.
     """
     if columns.shape[0] <= _WRITE_OUT_UP_TO:
-        return functools.reduce(combine, [function(column) for column in columns])
+        # By index: iterating over a concrete array would slice it in chunks, and trace the slices.
+        each = [function(columns[i]) for i in range(columns.shape[0])]
+        return functools.reduce(combine, each)
     if combine is jnp.add:
         return jnp.sum(function(columns), axis=0)
     return jnp.max(function(columns), axis=0)

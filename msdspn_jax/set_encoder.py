@@ -93,7 +93,11 @@ class SetEncoder(nn.Module):
                 f"sets: expected n = set_size = {self.set_size} elements, got shape {sets.shape}"
             )
         if mask is not None:
-            _check.require_shape("mask", mask, sets.shape[:2], "batch n")
+            _check.require_mask("mask", mask, sets.shape[:2], "batch n")
+            # Whatever stands for an absent element, NaN included, has no part in any gradient.
+            sets = jnp.where(mask[..., None], sets, 0)
+        if self.pool == "continuous_fspool":
+            _check.require_positive("num_knots", self.num_knots)
 
         if self.relational:
             hidden, mask = self._pairs(sets, mask)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._closures import is_fixed, spelled
 from msdspn_jax.adjoints import FixedPoint
 from msdspn_jax.descent import minimise, nesterov, per_set_norm
 from msdspn_jax.energy import Energy, Params
@@ -88,7 +89,7 @@ def suggest_step_size(
 
     Call it on typical sets: targets, or initial sets (the energy is piecewise quadratic in the
     features, so the two differ), with the latents that belong to them. Concrete arrays only; jit is
-    applied inside, and compiled programs are kept for the same energy.
+    applied inside, and compiled programs are kept for energies that compute the same.
 
     Args:
         energy: as in `minimise`.
@@ -113,6 +114,7 @@ def suggest_step_size(
     """
     _check.require_rank("sets", sets, 3, "batch n d")
     _check.require_nonempty("sets", sets, "batch n d")
+    _check.require_floating("sets", sets)
     if any(map(_check.is_traced, jax.tree.leaves((params, context, sets, key)))):
         raise ValueError(
             "params, context, sets, key: expected concrete arrays, got traced ones; call "
@@ -127,7 +129,7 @@ def suggest_step_size(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
-    problem = (_hashable(energy), params, context, sets)
+    problem = (*_comparable(energy, params, context, sets), params, context, sets)
     curvature = _largest_curvature(*problem, key, num_iterations)
     largest = float(jnp.max(curvature))
     if not largest > 0 or not np.isfinite(largest):
@@ -169,17 +171,21 @@ def _risen(before: Float[Array, " batch"], after: Float[Array, " batch"]) -> np.
     return ~(end <= start + slack * np.abs(start))
 
 
-def _hashable(energy: Energy) -> Energy:
-    """The energy, as something that compiled programs can be kept for."""
-    try:
-        hash(energy)
-    except TypeError:
-        return functools.partial(energy)
-    return energy
+def _comparable(energy: Energy, params, context, sets) -> tuple[Any, Any]:
+    """The energy as something that compiled programs can be kept for, and what it closes over."""
+    if is_fixed(energy):
+        return energy, None
+    # What cannot be compared is compiled anew at each call: a partial equals itself only.
+    return spelled(energy, params, sets, context) or (functools.partial(energy), None)
+
+
+def _complete(energy: Any, hidden: Any) -> Energy:
+    return energy if hidden is None else functools.partial(energy, hidden)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _largest_curvature(energy, params, context, sets, key, num_iterations):
+def _largest_curvature(energy, hidden, params, context, sets, key, num_iterations):
+    energy = _complete(energy, hidden)
     gradient = FixedPoint(energy).gradient
     _, hessian = jax.linearize(lambda sets: gradient(params, context, sets), sets)
 
@@ -188,16 +194,19 @@ def _largest_curvature(energy, params, context, sets, key, num_iterations):
         image = hessian(direction)
         norm = per_set_norm(image)[:, None, None]
         # A set without curvature keeps its direction rather than becoming 0/0.
-        return jnp.where(norm > 0, image / jnp.where(norm > 0, norm, 1), direction), norm
+        unit = (image / jnp.where(norm > 0, norm, 1)).astype(direction.dtype)
+        return jnp.where(norm > 0, unit, direction), norm
 
     start = jax.random.normal(key, sets.shape, sets.dtype)
-    start = start / per_set_norm(start)[:, None, None]
-    norm = jnp.zeros((sets.shape[0], 1, 1), sets.dtype)
+    norm = per_set_norm(start)[:, None, None]
+    start = (start / norm).astype(sets.dtype)
+    norm = jnp.zeros_like(norm)
     return jax.lax.fori_loop(0, num_iterations, iterate, (start, norm))[1][:, 0, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _descend(energy, params, context, sets, step_size, momentum, num_steps):
+def _descend(energy, hidden, params, context, sets, step_size, momentum, num_steps):
+    energy = _complete(energy, hidden)
     # With a momentum of 0, Nesterov's step is the plain one; traced, it cannot be told.
     optimizer = optax.sgd(step_size, momentum=momentum, nesterov=True)
     minimum = minimise(energy, params, context, sets, optimizer=optimizer, num_steps=num_steps)

@@ -191,18 +191,125 @@ def test_eager_calls_share_one_program():
 
 def test_programs_of_energies_that_are_gone_are_let_go():
     sets = jnp.ones((2, 3, 2))
-    made = []
-    for _ in range(descent_module._program.cache_info().maxsize + 3):
+    energies, arrays = [], []
+    for number in range(descent_module._program.cache_info().maxsize + 3):
+        weight = jnp.ones(2)
 
-        def own(params, sets, context):
-            return jnp.sum((sets - context) ** 2, (1, 2))
+        def own(params, sets, context, weight=weight, number=number):
+            return number * jnp.sum(weight * (sets - context) ** 2, (1, 2))
 
-        made.append(weakref.ref(own))
-        descent_module._program(ms.Descent(own, 2), ms.identity())
-    del own
+        ms.minimise(own, {}, sets, sets, num_steps=1)
+        energies.append(weakref.ref(own))
+        arrays.append(weakref.ref(weight))
+    del own, weight
     gc.collect()
-    assert [x() is None for x in made[:4]] == [True, True, True, False]
-    assert ms.minimise(made[-1](), {}, sets, sets, num_steps=2).sets.shape == sets.shape
+    assert [x() for x in energies + arrays] == [None] * len(energies + arrays)
+
+
+def test_a_new_function_that_computes_the_same_finds_the_program():
+    def minimum(weight):
+        return ms.minimise(
+            lambda p, s, c: jnp.sum(weight * (s - c) ** 2, (1, 2)) / 4, {}, target(), start(),
+            num_steps=2, projection=lambda y: jnp.clip(y, 0, weight),
+        ).sets  # fmt: skip
+
+    first = minimum(jnp.ones(2))
+    before = descent_module._program.cache_info().misses
+    second = minimum(0.5 * jnp.ones(2))
+    assert descent_module._program.cache_info().misses == before
+    assert float(first.max()) > 0.5 >= float(second.max())
+
+
+_CHANGING = {"scale": 1.0}
+
+
+class _Model:
+    def __init__(self):
+        self.scale = 1.0
+
+    def energy(self, params, sets, context):
+        return 0.25 * jnp.sum((sets - self.scale * context) ** 2, (1, 2))
+
+
+def _global_energy(params, sets, context):
+    return 0.25 * jnp.sum((sets - _CHANGING["scale"] * context) ** 2, (1, 2))
+
+
+def test_what_an_energy_uses_may_change_between_calls():
+    ones, model, held = jnp.ones((1, 1, 1)), _Model(), [np.ones(1)]
+    energies = {
+        "method": model.energy,
+        "global": _global_energy,
+        "array": lambda p, s, c: 0.25 * jnp.sum((s - held[0] * c) ** 2, (1, 2)),
+    }
+
+    def ends():
+        return [
+            ms.minimise(energy, {}, ones, 0 * ones, num_steps=60).sets.item()
+            for energy in energies.values()
+        ]
+
+    np.testing.assert_allclose(ends(), 1, rtol=1e-3)
+    model.scale = _CHANGING["scale"] = 3.0
+    held[0] = 3 * held[0]
+    np.testing.assert_allclose(ends(), 3, rtol=1e-3)
+    _CHANGING["scale"] = 1.0
+
+
+def test_what_a_projection_uses_may_change_between_calls():
+    ones, largest = jnp.ones((1, 1, 1)), [0.25, jnp.array(0.5)]
+
+    def end():
+        return ms.minimise(
+            energy, 1.0, 9 * ones, 0 * ones, num_steps=60,
+            projection=lambda y: jnp.clip(y, 0, largest[0]),
+        ).sets.item()  # fmt: skip
+
+    assert end() == 0.25
+    largest[0] = largest[1]
+    assert end() == 0.5
+
+
+def test_the_suggested_step_size_is_that_of_the_energy_as_it_is_now():
+    ones, held = jnp.ones((1, 1, 1)), [np.ones(1)]
+
+    def curvature():
+        found = ms.suggest_step_size(
+            lambda p, s, c: 0.25 * jnp.sum(held[0] * (s - c) ** 2, (1, 2)), {}, ones, 0 * ones,
+            key=jax.random.key(0),
+        )  # fmt: skip
+        return found.curvature.item()
+
+    assert curvature() == pytest.approx(0.5)
+    held[0] = 3 * held[0]
+    assert curvature() == pytest.approx(1.5)
+
+
+def test_what_cannot_be_compared_is_not_taken_for_the_same():
+    ones = jnp.ones((1, 1, 1))
+
+    def with_inner_jit(scale):
+        scaled = jax.jit(lambda s: s * scale)
+        return lambda p, s, c: 0.25 * jnp.sum((scaled(s) - c) ** 2, (1, 2))
+
+    def with_own_derivative(scale):
+        @jax.custom_jvp
+        def same(x):
+            return x
+
+        same.defjvp(lambda primals, tangents: (primals[0], scale * tangents[0]))
+        return lambda p, s, c: 0.25 * jnp.sum((same(s) - c) ** 2, (1, 2))
+
+    def end(energy, num_steps):
+        optimizer = ms.nesterov(0.5, 0.5)
+        return ms.minimise(
+            energy, {}, ones, 0 * ones, num_steps=num_steps, optimizer=optimizer
+        ).sets.item()
+
+    inner = [end(with_inner_jit(jnp.full((), scale)), 200) for scale in (1.0, 2.0)]
+    np.testing.assert_allclose(inner, [1, 0.5], rtol=1e-4)
+    own = [end(with_own_derivative(scale), 1) for scale in (1.0, 2.0)]
+    np.testing.assert_allclose(own, [0.375, 0.75], rtol=1e-5)
 
 
 # --- what an energy closes over, and what it is given ---
@@ -220,6 +327,25 @@ def test_closed_over_parameters_are_differentiated():
         np.testing.assert_allclose(transform(closed)(1.1), expected, rtol=1e-5)
     mapped = jax.vmap(jax.grad(closed))(jnp.array([1.1, 1.1]))
     np.testing.assert_allclose(mapped, [expected] * 2, rtol=1e-5)
+
+
+def test_what_a_scan_gives_may_be_closed_over_whatever_its_type():
+    masks = jnp.array([[True, False, True], [True, True, True]])
+
+    def end(mask, scale):
+        def masked(params, sets, context):
+            there = jnp.where(mask[None, :, None], (sets - scale * context) ** 2, sets**2)
+            return 0.25 * jnp.sum(there, (1, 2))
+
+        return jnp.sum(ms.minimise(masked, {}, target(), start(), **LONG).sets)
+
+    def total(scale):
+        return jax.lax.scan(lambda sum, mask: (sum + end(mask, scale), None), 0.0, masks)[0]
+
+    expected = jax.grad(lambda scale: end(masks[0], scale) + end(masks[1], scale))(1.1)
+    np.testing.assert_allclose(jax.grad(total)(1.1), expected, rtol=1e-5)
+    kept = jax.checkpoint(lambda scale, masks: end(masks[0], scale) + end(masks[1], scale))
+    np.testing.assert_allclose(jax.grad(kept)(1.1, masks), expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("without_hook")

@@ -119,7 +119,7 @@ def assign(
             "its checks (check_vma=False turns them off)"
         )
 
-    floats = _as_floats(cost)
+    floats = as_floats(cost)
     if concrete:
         _refuse_unusable(cost, np.asarray(floats), masks)
     flat = lax.stop_gradient(jnp.reshape(floats, (sets, n, m)))
@@ -264,7 +264,7 @@ def _assign_on_host(cost: Any, masks: Any, sets: int) -> Int[np.ndarray, "batch 
 # --- checks ---
 
 
-def _as_floats(cost: Any) -> Array:
+def as_floats(cost: Any) -> Array:
     """In the precision of the solver; NaN for whole numbers that it cannot hold."""
     if jnp.issubdtype(cost.dtype, jnp.integer):
         return jnp.asarray(_whole_numbers_as(jax.dtypes.canonicalize_dtype(np.float64), cost))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -12,6 +14,7 @@ from msdspn_jax.matching.assignment import (
     Mask,
     Method,
     _checked_masks,
+    as_floats,
     assign,
     matched_cost,
 )
@@ -45,9 +48,9 @@ def assign_bottleneck(
         ([[0, 1]], [[1, 0]])
     """
     _check.require_rank("cost", cost, 3, "batch n m")
-    _check.require_floating("cost", cost)
-    cost = lax.stop_gradient(jnp.asarray(cost))
-    cost = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
+    if not isinstance(cost, jax.Array):
+        cost = np.asarray(cost)
+    cost = lax.stop_gradient(as_floats(cost))
     batch, n, m = cost.shape
     masks = _checked_masks(mask, (batch,), n, m)
     if 0 in cost.shape:

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import pytest
 
@@ -6,6 +7,8 @@ from msdspn_jax import tasks
 from msdspn_jax.commands import train
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks import recipes
+from msdspn_jax.training import loop
+from msdspn_jax.training.run_folder import training_hours
 
 CLEVR = tasks.load("clevr")
 
@@ -58,3 +61,27 @@ def test_a_recipe_that_does_not_fit_is_refused(tmp_path, text, message):
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(UserError, match=r"\(fast, published\).* got 'quick'"):
         recipes.read(CLEVR, "quick")
+
+
+@pytest.mark.slow
+def test_at_equal_time_the_fast_recipe_is_far_ahead_of_the_published(tmp_path):
+    """Ten minutes each, on the same images and with the same network (MINUTES: others)."""
+    hours = float(os.environ.get("MINUTES", "10")) / 60
+    images = {"size": 64, "train_size": 20_000, "val_size": 500, "cache_dir": str(tmp_path)}
+
+    def trained(name, steps):
+        config = recipes.read(CLEVR, name)
+        folder = tmp_path / f"{name}-{steps}"
+        run = dataclasses.replace(
+            config.run, dir=str(folder), evaluate_every=steps, log_every=10, tensorboard=False
+        )
+        config = dataclasses.replace(config, **images, encoder_width=32, steps=steps, run=run)
+        return loop.train(CLEVR.build(config), config).metrics, training_hours(folder)
+
+    scores = {}
+    for name in ("published", "fast"):
+        _, taken = trained(name, 20)
+        scores[name], taken = trained(name, round(20 * hours / taken))
+        assert taken < 1.5 * hours  # The second half has twice the inner steps.
+    assert scores["fast"]["ap_inf"] > max(0.2, 2 * scores["published"]["ap_inf"])
+    assert scores["fast"]["ap_0.5"] > 3 * scores["published"]["ap_0.5"]

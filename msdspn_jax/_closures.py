@@ -1,0 +1,109 @@
+"""Functions that close over arrays, taken apart: what they compute, and those arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.extend import core
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A traced function whose closed-over arrays have become its first argument.
+
+    Two are equal if they compute the same, whatever arrays they are given. So a program compiled
+    for one of them serves the other, and does not hold on to arrays or to Python numbers of a
+    moment when they were others.
+    """
+
+    jaxpr: Any
+    spelling: str
+    """What it computes: operations, shapes, Python numbers; no array."""
+    function: Any = None
+    """The function itself where its spelling does not say all, else None."""
+
+    def __call__(self, hidden: Any, *args: Any) -> jax.Array:
+        """The function's only result, with `hidden` as what it closes over."""
+        closed = core.ClosedJaxpr(self.jaxpr, hidden)
+        return core.jaxpr_as_fun(closed)(*jax.tree.leaves(args))[0]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Opened) or self.spelling != other.spelling:
+            return False
+        return self.function is other.function or _equal(self.function, other.function)
+
+    def __hash__(self) -> int:
+        return hash(self.spelling)
+
+
+def opened(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened, list[Any]]:
+    """A function taken apart, for arguments like these: the rest of it, and what it closes over.
+
+    It is traced anew at each call, since what it closes over may have changed.
+    """
+    closed = jax.make_jaxpr(lambda *args: function(*args))(*examples)
+    return Opened(closed.jaxpr, "", function), closed.consts
+
+
+def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened, list[Any]] | None:
+    """As `opened`, to be compared with others; None if that cannot be.
+
+    A function that holds a `jax.jit` of its own with arrays in it cannot.
+    """
+    rest, hidden = opened(function, *examples)
+    equations = list(_equations(rest.jaxpr))
+    for equation in equations:
+        inner = [x for x in _parts(equation.params) if isinstance(x, core.ClosedJaxpr)]
+        arrays = [x for x in equation.invars if isinstance(x, core.Literal) and x.aval.ndim]
+        if arrays or any(closed.consts for closed in inner):
+            return None
+    # The rule of a custom derivative, and what is called back on the host, are no part of it.
+    names = [equation.primitive.name for equation in equations]
+    whole = not any("custom" in name or "callback" in name for name in names)
+    return Opened(rest.jaxpr, str(rest.jaxpr), None if whole else function), hidden
+
+
+def is_fixed(function: Any) -> bool:
+    """Whether something computes the same for ever, being made of values that do not change.
+
+    True of flax modules and their methods, of frozen dataclasses of such things, and of this
+    library's own functions. A function of the user's may use what the user changes.
+    """
+    if function is None or isinstance(function, nn.Module | str | int | float):
+        return True
+    if inspect.ismethod(function):
+        return is_fixed(function.__self__)
+    if inspect.isfunction(function):
+        return function.__module__.startswith("msdspn_jax.") and function.__closure__ is None
+    if dataclasses.is_dataclass(function) and type(function).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        fields = dataclasses.fields(function)
+        return all(is_fixed(getattr(function, field.name)) for field in fields)
+    return False
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in _parts(equation.params):
+            yield from _equations(getattr(part, "jaxpr", part))
+
+
+def _parts(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
+    for value in params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, core.ClosedJaxpr | core.Jaxpr):
+                yield part
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except Exception:  # A comparison of the user's, such as one of arrays.
+        return False
