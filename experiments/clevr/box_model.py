@@ -30,7 +30,7 @@ from msdspn_jax.trained.weights import box_model_path, load_model
 
 HERE = Path(__file__).parent
 THRESHOLDS = ("inf", "1", "0.5", "0.25", "0.125", "0.0625")
-STEPS = (10, 20, 30, 40, 60, 80)
+STEPS = (10, 20, 40, 60, 80, 100)
 
 
 def other_scenes(folder, size):
@@ -115,7 +115,7 @@ def main():
     by_steps = found["procedural"]["by_steps"]
     curves = {n: np.array([by_steps[n][f"ap_{t}"] for t in THRESHOLDS]) for n in STEPS}
     figure = average_precision_by_steps(
-        curves, [float(t) for t in THRESHOLDS], protocol="per image, fresh scenes"
+        curves, [float(t) for t in THRESHOLDS], protocol="per image"
     )
     plots.save(figure, HERE / "box_model.png")
 

@@ -75,7 +75,10 @@ class Logger:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._tensorboard is not None:
+            # Numbers only: of others it warns, at each, as if training had gone wrong.
             for name, value in values.items():
+                if not np.isfinite(value):
+                    continue
                 self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         if self._wandb is not None:
             self._wandb.log({f"{split}/{k}": v for k, v in values.items()} | {"step": step})
