@@ -41,6 +41,10 @@ def nesterov(step_size: float = 1.0, momentum: float = 0.9) -> optax.GradientTra
     Raises:
         ValueError, TypeError: an argument out of range, or traced: for a step size that is
             computed under ``jit``, use ``optax.sgd``.
+
+    Example:
+        >>> nesterov(0.5, 0.0) is nesterov(0.5, 0.0)
+        True
     """
     _check.require_positive("step_size", step_size)
     if _check.is_traced(momentum):

@@ -186,3 +186,27 @@ def test_set_loss_with_the_bottleneck_matching():
     for matching, value in (("sum", 3.5), ("bottleneck", 4.0)):
         loss = ms.set_loss(cost=lambda y, t: cost + 0 * (y - t), matching=matching)
         assert loss(jnp.zeros((1, 1, 1)), jnp.zeros((1, 1, 1))).tolist() == [value]
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_classes_that_do_not_exist_are_refused_where_they_count(label):
+    logits, box = jnp.array([[[5.0, 0.0, 0.0, 1.0]]]), jnp.full((1, 1, 4), 0.5)
+    loss, target = ms.set_loss(cost=ms.box_cost()), (jnp.array([[label]]), jnp.nan * box)
+    with pytest.raises(
+        ValueError, match=rf"target\[0\]: expected classes from 0 to 2, got {label}"
+    ):
+        loss((logits, box), (target[0], box))
+    assert jnp.isnan(jax.jit(loss)((logits, box), (target[0], box))).all()
+    absent = jnp.array([[False]])
+    value, gradient = jax.value_and_grad(
+        lambda logits: loss((logits, box), target, target_mask=absent).sum()
+    )(logits)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_boxes_of_16_bits_in_pixels():
+    box = jnp.array([150.0, 150.0, 300.0, 300.0])
+    expected = ms.generalised_iou(box, box + 10)
+    found = ms.generalised_iou(box.astype(jnp.float16), (box + 10).astype(jnp.float16))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)

@@ -201,3 +201,52 @@ def call(**changes):
 def test_errors(changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(**changes)
+
+
+def _quadratic(params, sets, context):
+    return 0.25 * jnp.sum((sets - context) ** 2, (1, 2))
+
+
+def test_norms_of_16_bits_neither_overflow_nor_vanish():
+    for size, tolerance in ((100.0, None), (1e-4, 1e-6)):
+        goal = jnp.full((1, 4, 2), size, jnp.float16)
+        minimum = ms.minimise(
+            _quadratic, {}, goal, 0 * goal, num_steps=60, max_grad_norm=10.0, tolerance=tolerance
+        )
+        np.testing.assert_allclose(minimum.sets, goal, rtol=0.05)
+
+
+def test_a_trajectory_that_ends_early_ends_in_its_last_set():
+    ones = jnp.ones((1, 1, 1))
+    path = ms.minimise(
+        _quadratic, {}, ones, 0 * ones, optimizer=ms.nesterov(1.0, 0.0), num_steps=8,
+        tolerance=0.2, return_trajectory=True,
+    ).trajectory  # fmt: skip
+    assert path.sets.ravel().tolist() == [0, 0.5] + 7 * [0.75]
+    assert path.energy.ravel().tolist() == [0.25, 0.0625] + 7 * [0.015625]
+
+
+def test_running_again_takes_as_many_steps_with_a_tolerance():
+    ones = jnp.ones((1, 1, 1))
+    for tolerance in (None, 1e-9):
+        descent = ms.Descent(
+            _quadratic, num_steps=10, optimizer=ms.nesterov(0.1, 0.0), tolerance=tolerance
+        )
+        state = descent.run({}, ones, descent.init({}, ones, 0 * ones))
+        assert descent.run({}, ones, state).num_steps.tolist() == [20]
+
+
+def test_padding_does_not_weaken_the_pull_of_the_start():
+    def encode(params, sets, mask):
+        return jnp.where(mask[..., None], sets, 0).sum(1)
+
+    energy, ends = ms.latent_energy(encode, proximity=1.0), []
+    for padding in (0, 3):
+        start = jnp.concatenate([jnp.arange(1.0, 4.0), jnp.zeros(padding)])[None, :, None]
+        context = ms.Context(jnp.array([[9.0]]), start, mask=jnp.arange(3 + padding)[None] < 3)
+        end = ms.minimise(
+            energy, {}, context, start, num_steps=300, optimizer=ms.nesterov(0.1, 0.9)
+        )
+        ends.append(end.sets[0, :3, 0])
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-5)
+    np.testing.assert_allclose(ends[0], [1.9, 2.9, 3.9], rtol=1e-3)

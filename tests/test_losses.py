@@ -128,3 +128,21 @@ def test_weights_of_features_count_in_matching_and_value():
 def test_weights_of_other_features_are_refused():
     with pytest.raises(ValueError, match=r"weights: expected shape \(2,\) \[d\], got \(3,\)"):
         ms.hungarian_loss(PREDICTION, TARGET, weights=np.ones(3))
+
+
+@pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.chamfer_loss])
+def test_absent_targets_may_hold_nan(loss):
+    prediction, mask = jnp.array([[[1.5], [4.0]]]), jnp.array([[True, False]])
+
+    def value(absent):
+        target = jnp.array([[[1.0], [absent]]])
+        return jax.value_and_grad(lambda p: loss(p, target, target_mask=mask).sum())(prediction)
+
+    chex.assert_trees_all_equal(value(jnp.nan), value(0.0))
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_integers_do_not_wrap_around():
+    a, b = jnp.array([[[1], [4]]], jnp.uint8), jnp.array([[[4], [3]]], jnp.uint8)
+    for loss in (ms.hungarian_loss, ms.chamfer_loss):
+        chex.assert_trees_all_equal(loss(a, b), loss(1.0 * a, 1.0 * b))

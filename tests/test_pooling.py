@@ -203,3 +203,9 @@ def test_a_nan_stays_in_its_set_at_any_size():
         broken = ms.fspool(features.at[0, 0].set(jnp.nan), weight)
         assert bool(jnp.isnan(broken[0]).all())
         chex.assert_trees_all_close(broken[1], ms.fspool(features, weight)[1], atol=1e-5)
+
+
+def test_means_of_16_bits_do_not_overflow():
+    features = jnp.full((1024, 1), 100.0, jnp.float16)
+    assert ms.mean_pool(features).item() == 100
+    assert ms.mean_pool(features, mask=jnp.arange(1024) < 1000).item() == 100

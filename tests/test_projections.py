@@ -67,3 +67,9 @@ def test_vmap_and_nan():
 def test_errors():
     with pytest.raises(ValueError, match="points: expected a last axis of length > 0"):
         ms.simplex(jnp.zeros((3, 0)))
+
+
+@pytest.mark.parametrize("d", [99, 100, 128, 129])
+def test_simplex_outside_of_jit_at_every_width(d):
+    points = jax.random.normal(jax.random.key(0), (4, d))
+    np.testing.assert_allclose(ms.simplex(points), jax.jit(ms.simplex)(points), atol=1e-6)

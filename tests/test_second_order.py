@@ -189,10 +189,12 @@ def test_eager_calls_share_one_program():
     assert programs.cache_info().misses == before
 
 
-def test_programs_of_energies_that_are_gone_are_let_go():
+def test_programs_hold_neither_energies_nor_what_they_close_over(monkeypatch):
+    small = functools.lru_cache(maxsize=4)(descent_module._program.__wrapped__)
+    monkeypatch.setattr(descent_module, "_program", small)
     sets = jnp.ones((2, 3, 2))
     energies, arrays = [], []
-    for number in range(descent_module._program.cache_info().maxsize + 3):
+    for number in range(6):
         weight = jnp.ones(2)
 
         def own(params, sets, context, weight=weight, number=number):
@@ -203,7 +205,8 @@ def test_programs_of_energies_that_are_gone_are_let_go():
         arrays.append(weakref.ref(weight))
     del own, weight
     gc.collect()
-    assert [x() for x in energies + arrays] == [None] * len(energies + arrays)
+    assert [x() for x in energies + arrays] == [None] * 12
+    assert small.cache_info().currsize == 4
 
 
 def test_a_new_function_that_computes_the_same_finds_the_program():
