@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
@@ -60,7 +61,7 @@ def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened,
     equations = list(_equations(rest.jaxpr))
     for equation in equations:
         inner = [x for x in _parts(equation.params) if isinstance(x, core.ClosedJaxpr)]
-        arrays = [x for x in equation.invars if isinstance(x, core.Literal) and x.aval.ndim]
+        arrays = [x for x in equation.invars if isinstance(x, core.Literal) and np.ndim(x.val)]
         if arrays or any(closed.consts for closed in inner):
             return None
     # The rule of a custom derivative, and what is called back on the host, are no part of it.
