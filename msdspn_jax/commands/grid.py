@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code: 0 if every cell asked for is finished, otherwise 1."""
     if not argv or argv[0] in ("-h", "--help") or "--help" in argv or "-h" in argv:
         print(HELP, end="")
-        tyro.cli(Grid, prog="msdspn grid TASK", args=["--help"] if argv else ["--unknown"])
-        return 0
+        with contextlib.suppress(SystemExit):
+            tyro.cli(Grid, prog="msdspn grid TASK", args=["--help"])
+        return 0 if argv else 2
     task, rest = argv[0], argv[1:]
     tasks.load(task)
     task = tasks.canonical(task)

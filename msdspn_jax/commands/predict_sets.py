@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import tyro
 from msdspn_jax import trained
 from msdspn_jax._files import as_user_error, write_bytes
 from msdspn_jax._progress import ProgressBar
+from msdspn_jax.commands.pictures import printable
 from msdspn_jax.errors import UserError
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
@@ -30,7 +32,8 @@ class PredictSets:
     gradient_norm [num] of the inner minimisation, large where it failed; names [d]. For a folder of
     images also files [num]. The predicted elements of example i: sets[i][mask[i]].
 
-    Where the data has targets, the scores are shown. A program (--program) gives sets, mask and
+    Where the data has targets, the scores are shown. An image of a folder that cannot be read is
+    named and left out, and the exit code is then 1. A program (--program) gives sets, mask and
     presence alone, and no scores. It is native code and runs with your rights: use only those you
     trust.
     """
@@ -63,12 +66,12 @@ class PredictSets:
     """Replace a file that is already there."""
 
     def execute(self) -> int:
-        """Check the flags, read, predict, write."""
+        """Check the flags, read, predict, write; 1 if a file was left out."""
         self._check()
         if self.program is None:
-            found, made_by = self._by_model()
+            found, made_by, unread = self._by_model()
         else:
-            found, made_by = self._by_program(self.program)
+            found, made_by, unread = self._by_program(self.program)
         with as_user_error(self.out):
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **found)
@@ -78,9 +81,11 @@ class PredictSets:
             print(f"{bad} predictions are not finite: the inner minimisation diverged there")
         number = int(found["mask"].sum())
         print(f"{number} elements in {len(found['sets'])} sets, {made_by}: {self.out}")
-        return 0
+        for reason in unread:
+            print(f"msdspn predict: left out: {printable(reason)}", file=sys.stderr)
+        return 1 if unread else 0
 
-    def _by_model(self) -> tuple[dict[str, np.ndarray], str]:
+    def _by_model(self) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
         import jax
 
         from msdspn_jax._cache import enable_compilation_cache
@@ -93,19 +98,24 @@ class PredictSets:
             run=self.run, weights=self.weights, checkpoint=self.checkpoint, tasks=("sets",)
         )
         form = model.config.form
-        arrays, files = load_for_prediction(self.data, form, images=self.image_dir)
+        arrays, files, unread = load_for_prediction(self.data, form, images=self.image_dir)
         found, scores = predict_all(
             model.predictor, model.variables, arrays, jax.random.key(self.seed),
             inner_steps=self.inner_steps, batch_size=self.batch_size, key_each=False,
         )  # fmt: skip
         if "targets" in arrays:
             _show(means(scores))
+            if model.config.data == str(Path(self.data).absolute()):
+                print(
+                    "The model was trained on most of this data, so these scores flatter it. Of"
+                    f" what was held out: msdspn evaluate {self.run or 'RUN'}"
+                )
         found["energy"] = scores["inner_energy"]
         found["gradient_norm"] = scores["inner_gradient_norm"]
         found = self._completed(found, form.names, files, PRESENCE_THRESHOLD)
-        return found, f"step {model.step}"
+        return found, f"step {model.step}", unread
 
-    def _by_program(self, path: Path) -> tuple[dict[str, np.ndarray], str]:
+    def _by_program(self, path: Path) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
         from msdspn_jax.tasks.sets.format import Format
         from msdspn_jax.tasks.sets.source import load_for_prediction
         from msdspn_jax.trained.isolated import IsolatedProgram
@@ -120,7 +130,7 @@ class PredictSets:
                 shift=(0.0,) * len(names), scale=(1.0,) * len(names),
                 input_shift=(0.0,) * features, input_scale=(1.0,) * features,
             )  # fmt: skip
-            arrays, files = load_for_prediction(self.data, form, images=self.image_dir)
+            arrays, files, unread = load_for_prediction(self.data, form, images=self.image_dir)
             inputs = [arrays[name] for name in ("inputs", "input_mask") if name in arrays]
             num = len(inputs[0])
             width = min(self.batch_size, num)
@@ -135,7 +145,8 @@ class PredictSets:
         found = {"sets": sets}
         if form.presence:
             found = {"sets": sets[..., :-1], "presence": sets[..., -1]}
-        return self._completed(found, names, files, settings["threshold"]), f"by {path}"
+        found = self._completed(found, names, files, settings["threshold"])
+        return found, f"by {path}", unread
 
     def _completed(
         self,

@@ -51,18 +51,25 @@ FOLDERS = {
 def main(argv: list[str]) -> int:
     """Hand over to the task's own report; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
-        reported = [name for name in tasks.TASKS if hasattr(tasks.load(name), "report")]
-        print(HELP.format(tasks=", ".join(reported)), end="")
+        print(HELP.format(tasks=", ".join(_reported())), end="")
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
     if name == "all":
         return _all(rest)
-    module = tasks.load(name)
+    own = name.endswith(".py") or "." in name
+    module = tasks.load(name) if own or name in tasks.TASKS else None
     if not hasattr(module, "report"):
-        raise UserError(f"there is no report for {name}; msdspn show RUN summarises a run")
+        raise UserError(
+            f"task: expected one with a report, {', '.join(_reported())}, got {name!r}"
+            " (msdspn show RUN summarises any run)"
+        )
     from msdspn_jax.trained import run
 
     return module.report(rest, run)
+
+
+def _reported() -> list[str]:
+    return [name for name in tasks.TASKS if hasattr(tasks.load(name), "report")]
 
 
 def _all(argv: list[str]) -> int:

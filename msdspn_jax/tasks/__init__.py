@@ -94,8 +94,8 @@ def _from_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if not path.is_file():
         raise UserError(
-            f"{path}: expected the file of a task, got nothing there. For a run that was trained"
-            ' with it: put it back, or let "task" in config.json say where it is now'
+            f"{path}: expected the file of a task, got nothing there (the config.json of a run that"
+            ' was trained with it can say, under "task", where it is now)'
         )
     _search(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)

@@ -54,7 +54,7 @@ def find(
         if weights is None:
             model = model._replace(source=Path(path).name)
     if model.task_name not in tasks:
-        hint = " (it predicts for a data set: --data FILE)" if model.task_name == "sets" else ""
+        hint = " (for data: msdspn predict --data FILE)" if model.task_name == "sets" else ""
         raise UserError(
             f"{model.source}: a model of the task {model.task_name}, expected"
             f" {' or '.join(tasks)}{hint}"

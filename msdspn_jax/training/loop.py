@@ -109,16 +109,17 @@ class _Trainer:
         )
         _barrier("damaged checkpoints set aside at opening")
         with _memory_explained(self):
+            # What is wrong with the data is said before the time that compiling takes.
+            try:
+                self.runner.load_data()
+            except (OSError, ValueError) as error:
+                raise UserError(f"the data cannot be read: {error}") from error
             state = self.runner.init()
             messages = []
             if config.run.resume:
                 state, messages = self._restore(state)
             self.step = int(state.step)
             self.state = self.runner.place(state)
-            try:
-                self.runner.load_data()
-            except (OSError, ValueError) as error:
-                raise UserError(f"the data cannot be read: {error}") from error
         self.refitted: int | None = None
         self.last_good = self.step if self.checkpoints.steps() else None
         silent = not self.leader

@@ -326,10 +326,3 @@ def test_compilation_cache_can_be_moved_and_turned_off(tmp_path, monkeypatch):
         assert Path(jax.config.jax_compilation_cache_dir).is_dir()  # type: ignore[attr-defined]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_reports_are_listed_where_there_are_some(capsys):
-    assert cli.main(["report", "--help"]) == 0
-    assert "Tasks: random-sets, numbering, clevr\n" in capsys.readouterr().out
-    assert cli.main(["report", "digits"]) == 2
-    assert "there is no report for digits" in capsys.readouterr().err

@@ -331,9 +331,17 @@ def test_a_folder_of_images_can_be_predicted_for(tmp_path):
         coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
         split_seed=0, scaling="standard", size=None, set_size=None,
     )  # fmt: skip
-    found, files = source.load_for_prediction(str(tmp_path / "images"), form)
-    assert files == ["a.png", "b.png"]
+    found, files, unread = source.load_for_prediction(str(tmp_path / "images"), form)
+    assert (files, unread) == (["a.png", "b.png"], ())
     assert found["inputs"].shape == (2, 64, 64, 3)
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    left = source.load_for_prediction(str(tmp_path / "images"), form)
+    assert left.files == ["b.png"]
+    assert "a.png" in left.unread[0]
+    np.testing.assert_array_equal(left.arrays["inputs"], found["inputs"][1:])
+    (tmp_path / "images" / "b.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no image in it can be read: .*a\.png"):
+        source.load_for_prediction(str(tmp_path / "images"), form)
     with pytest.raises(UserError, match=r"expected images or .npy files in this folder"):
         source.load_for_prediction(str(tmp_path / "images" / ".."), form)
 
@@ -344,7 +352,7 @@ def test_a_coco_file_to_predict_for_needs_no_boxes_but_the_same_categories(tmp_p
         coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
         split_seed=0, scaling="standard", size=None, set_size=None,
     )  # fmt: skip
-    found, files = source.load_for_prediction(str(path), form)
+    found, files, _ = source.load_for_prediction(str(path), form)
     assert sorted(found) == ["inputs", "mask", "targets"]
     assert files is None
     content = json.loads(path.read_text())
@@ -418,7 +426,7 @@ def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkey
 
 
 @pytest.mark.slow
-def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch):
+def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch, capsys):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -437,7 +445,9 @@ def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch):
     small = [*SMALL, "--encoder-width", "2", "--batch-size", "2"]
     assert cli.main(["train", "sets", *argv, "--run-dir", "run", *small]) == 0
     assert (tmp_path / "run" / "figures" / "predictions.png").exists()
+    capsys.readouterr()
     assert cli.main(["predict", "--run", "run", *argv, "--out", "found.npz"]) == 0
+    assert "was held out: msdspn evaluate run" in capsys.readouterr().out
     found = np.load("found.npz")
     assert found["sets"].shape == (5, 2, 6)
     assert found["names"].tolist() == ["x", "y", "w", "h", "is cup", "is plate"]
@@ -446,6 +456,13 @@ def test_coco_from_the_command_line_to_figures(tmp_path, monkeypatch):
     again = np.load("again.npz")
     assert again["files"].tolist() == [f"{i}.png" for i in range(5)]
     np.testing.assert_allclose(again["sets"], found["sets"], atol=1e-5)
+    assert "held out" not in capsys.readouterr().out
+    (tmp_path / "photos" / "2.png").write_bytes(b"no picture")
+    assert cli.main(["predict", "--run", "run", "--data", "photos", "--out", "left.npz"]) == 1
+    assert "left out: " in capsys.readouterr().err
+    left = np.load("left.npz")
+    assert left["files"].tolist() == [f"{i}.png" for i in (0, 1, 3, 4)]
+    np.testing.assert_allclose(left["sets"], found["sets"][[0, 1, 3, 4]], atol=1e-5)
 
 
 @pytest.mark.slow

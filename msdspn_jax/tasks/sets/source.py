@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,9 +53,21 @@ def _load(
     return data.read(path, allow_empty=allow_empty)
 
 
-def load_for_prediction(
-    path: str, form: Format, *, images: str | None = None
-) -> tuple[dict[str, np.ndarray], list[str] | None]:
+class ToPredict(NamedTuple):
+    """What `load_for_prediction` found.
+
+    Attributes:
+        arrays: the inputs as a model takes them, and targets where there are some.
+        files: the names of the files of a folder of images.
+        unread: what is wrong with those of them that cannot be read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    files: list[str] | None = None
+    unread: tuple[str, ...] = ()
+
+
+def load_for_prediction(path: str, form: Format, *, images: str | None = None) -> ToPredict:
     """The inputs of a data set as a model takes them, and its targets where it has some.
 
     Args:
@@ -62,20 +75,22 @@ def load_for_prediction(
         form: of the model.
         images: as for `load`.
 
-    Returns:
-        The arrays, and the names of the files in a folder of images.
-
     Raises:
-        UserError: the data cannot be read, or does not fit the model.
+        UserError: the data cannot be read, or does not fit the model; of a folder of images, none
+            can be read.
     """
     folder = Path(path)
-    files = None
+    files: list[Path] | None = None
+    unread: list[str] = []
     if folder.is_dir() and not any(folder.glob("*.npy")):
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
         if not files or form.kind != "images":
             expected = "images or " if form.kind == "images" else ""
             raise UserError(f"{path}: expected {expected}.npy files in this folder, got neither")
-        found = data.check({"inputs": _read_all(files, form.input_shape[0])})
+        files, pictures, unread = _read_all(files, form.input_shape[0])
+        if not files:
+            raise UserError(f"{path}: no image in it can be read: {unread[0]}")
+        found = data.check({"inputs": pictures})
     elif coco.is_coco(path):
         side = form.input_shape[0] if form.kind == "images" else None
         found = coco.read(path, images, size=side, allow_empty=True, need_targets=False)
@@ -88,15 +103,23 @@ def load_for_prediction(
     else:
         found = data.read(path, need_targets=False, allow_empty=True)
     try:
-        return data.fitted(found, form), None if files is None else [p.name for p in files]
+        arrays = data.fitted(found, form)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
+    names = None if files is None else [file.name for file in files]
+    return ToPredict(arrays, names, tuple(unread))
 
 
-def _read_all(files: list[Path], side: int) -> np.ndarray:
+def _read_all(files: list[Path], side: int) -> tuple[list[Path], np.ndarray, list[str]]:
+    """The files that can be read, their pictures, and what is wrong with the others."""
     pictures = np.empty((len(files), side, side, 3), np.uint8)
+    read, unread = [], []
     with ProgressBar("reading images") as report:
         for i, file in enumerate(files):
-            pictures[i] = resize_image(read_image(file), side)
+            try:
+                pictures[len(read)] = resize_image(read_image(file), side)
+                read.append(file)
+            except UserError as error:
+                unread.append(str(error))
             report(i + 1, len(files))
-    return pictures
+    return read, pictures[: len(read)], unread
