@@ -48,6 +48,7 @@ from msdspn_jax.descent import (
     Minimum,
     Status,
     Trajectory,
+    lowest,
     minimise,
     nesterov,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "hungarian_loss",
     "identity",
     "latent_energy",
+    "lowest",
     "matched_cost",
     "mean_pool",
     "minimise",

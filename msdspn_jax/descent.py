@@ -375,6 +375,43 @@ def minimise(
     return _minimise(descent, adjoint, params, context, initial_sets)
 
 
+def lowest(minima: Minimum) -> Minimum:
+    """Of several descents on the same energies, for every set the one that ended lowest.
+
+    A descent can end in a minimum that is not the lowest. Its energy tells: begin at several
+    initial sets and keep the best. Where the energy is a model's match to what it has seen, that
+    needs no knowledge of the true set.
+
+    Args:
+        minima: with an axis of starts before all others, as `jax.vmap` over initial sets gives it.
+
+    Returns:
+        The minimum [batch, ...] of every set; one whose energy is NaN only where all are.
+
+    Raises:
+        ValueError: ``minima.sets`` without that axis, or with none in it.
+
+    Example:
+        >>> two_wells = lambda params, y, context: jnp.sum((y**2 - 1) ** 2 + 0.3 * y, (1, 2))
+        >>> gentle = nesterov(0.1)
+        >>> descend = lambda y: minimise(two_wells, {}, None, y, optimizer=gentle, num_steps=99)
+        >>> starts = jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1)
+        >>> lowest(jax.vmap(descend)(starts)).sets.round(2).item()
+        -1.04
+    """
+    _check.require_rank("minima.sets", minima.sets, 4, "starts batch n d")
+    _check.require_nonempty("minima.sets", minima.sets, "starts batch n d")
+    energy = jnp.where(jnp.isnan(minima.energy), jnp.inf, minima.energy)
+    best = jnp.argmin(energy, axis=0)
+
+    def chosen(tree, batch_axis):
+        pick = jax.vmap(lambda x, i: x[i], in_axes=(batch_axis, 0), out_axes=batch_axis - 1)
+        return jax.tree.map(lambda x: pick(x, best), tree)
+
+    trajectory = chosen(minima.trajectory, 2)
+    return chosen(minima._replace(trajectory=None), 1)._replace(trajectory=trajectory)
+
+
 def _minimise(descent: Descent, adjoint: Adjoint, params, context, initial_sets) -> Minimum:
     end = adjoint.wrap(descent)(params, context, initial_sets)
 

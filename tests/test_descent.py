@@ -250,3 +250,52 @@ def test_padding_does_not_weaken_the_pull_of_the_start():
         ends.append(end.sets[0, :3, 0])
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-5)
     np.testing.assert_allclose(ends[0], [1.9, 2.9, 3.9], rtol=1e-3)
+
+
+def wells(params, sets, context):
+    """Minima near +context and -context, one of them deeper by the sign of params."""
+    return jnp.sum((sets**2 - context**2) ** 2 / 4 + params * sets, (1, 2))
+
+
+def test_lowest_takes_for_every_set_the_start_that_ended_lowest():
+    context = jnp.array([1.0, 1.5, 2.0]).reshape(3, 1, 1)
+    tilt = jnp.array([0.1, -0.1, 0.1])[:, None, None]
+    energy = lambda params, sets, context: wells(params * tilt, sets, context)  # noqa: E731
+    starts = jnp.array([1.0, -1.0, 0.5]).reshape(3, 1, 1, 1) * context
+
+    def descend(params, start):
+        return ms.minimise(
+            energy, params, context, start, optimizer=ms.nesterov(0.1, 0.0), num_steps=200,
+            adjoint=ms.exact(), return_trajectory=True,
+        )  # fmt: skip
+
+    found = jax.jit(lambda: ms.lowest(jax.vmap(lambda y: descend(1.0, y))(starts)))()
+    singly = [descend(1.0, start) for start in starts]
+    for i, best in enumerate([1, 0, 1]):
+        expected = jax.tree.map(lambda x, i=i: x[i], singly[best]._replace(trajectory=None))
+        own = jax.tree.map(lambda x, i=i: x[i], found._replace(trajectory=None))
+        chex.assert_trees_all_close(own, expected, atol=1e-5)
+        expected = jax.tree.map(lambda x, i=i: x[:, i], singly[best].trajectory)
+        own = jax.tree.map(lambda x, i=i: x[:, i], found.trajectory)
+        chex.assert_trees_all_close(own, expected, atol=1e-5)
+
+    # The derivative is that of the minimum which was taken.
+    total = lambda params: jnp.sum(ms.lowest(jax.vmap(lambda y: descend(params, y))(starts)).sets)  # noqa: E731
+    slope = (total(1.01) - total(0.99)) / 0.02
+    np.testing.assert_allclose(jax.grad(total)(1.0), slope, rtol=2e-2)
+
+
+def test_lowest_passes_over_descents_that_diverged():
+    minimum = ms.Minimum(
+        sets=jnp.arange(6.0).reshape(3, 2, 1, 1),
+        energy=jnp.array([[jnp.nan, jnp.nan], [2.0, jnp.nan], [1.0, jnp.nan]]),
+        gradient_norm=jnp.ones((3, 2)),
+        num_steps=jnp.ones((3, 2), int),
+        status=jnp.ones((3, 2), int),
+    )
+    found = ms.lowest(minimum)
+    assert found.sets.ravel().tolist() == [4.0, 1.0]
+    assert found.energy[0] == 1.0
+    assert jnp.isnan(found.energy[1])
+    with pytest.raises(ValueError, match=r"minima\.sets: expected"):
+        ms.lowest(jax.tree.map(lambda x: x[0], minimum))

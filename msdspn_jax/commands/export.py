@@ -51,6 +51,9 @@ class Export:
     """Weights in 16 bits: half the size. They are read as 32 bits."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps of the program. Default: those that the model is evaluated with."""
+    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
+    """Initial sets to descend from, of which the lowest energy counts; in the program, and kept in
+    the weights. Default: as the model is evaluated."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Score above which an element is an object, 0 to 1: a setting of the program. Default: the
     model's own; 0.5 where it was not calibrated."""
@@ -72,8 +75,12 @@ class Export:
             raise UserError("--half: expected --weights FILE with it, got none")
         if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
             raise UserError(f"--out and --weights name the same file, {self.out}")
-        if self.inner_steps is not None and self.inner_steps < 1:
-            raise UserError(f"--inner.num-steps: expected at least 1, got {self.inner_steps}")
+        for flag, value in (
+            ("--inner.num-steps", self.inner_steps),
+            ("--inner.num-starts", self.num_starts),
+        ):
+            if value is not None and value < 1:
+                raise UserError(f"{flag}: expected at least 1, got {value}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
         for path in targets:
@@ -83,6 +90,7 @@ class Export:
             if os.path.exists(path) and not self.overwrite:
                 raise UserError(f"{path} exists; give --overwrite to replace it")
         model: Any = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
+        model = model.with_starts(self.num_starts)
         if self.weights is not None:
             self._write_weights(self.weights, model)
         if self.out is not None:
@@ -123,6 +131,7 @@ class Export:
             "step": model.step,
             "model": config.model,
             "inner_steps": steps,
+            "num_starts": config.at_evaluation.get("num_starts"),
             "seed": self.seed,
             "score": SCORE if model.calibration else NO_PROBABILITY,
             "sees": sees(config),
@@ -158,6 +167,7 @@ class Export:
             "step": model.step,
             "model": config.model,
             "inner_steps": steps,
+            "num_starts": config.at_evaluation.get("num_starts"),
             "seed": self.seed,
         }
         settings, predict = set_program.save_set_program(

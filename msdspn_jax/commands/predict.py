@@ -115,6 +115,9 @@ class Predict:
     the box: where precision and recall are best in balance, F1), 0.5 where it has none."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
+    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
+    """Initial sets to descend from, of which the lowest energy counts: better, and as many times
+    the cost. Default: as the model is evaluated."""
     seed: int = 0
     """Of random initial sets and slots, where the model has them: the same for every image."""
     batch_size: int = 32
@@ -186,6 +189,7 @@ class Predict:
         for flag, value in (
             ("--batch-size", self.batch_size),
             ("--inner.num-steps", self.inner_steps),
+            ("--inner.num-starts", self.num_starts),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{flag}: expected at least 1, got {value}")
@@ -194,9 +198,9 @@ class Predict:
         if not 0 < self.time_limit < float("inf"):
             raise UserError(f"--time-limit: expected a number > 0, got {self.time_limit}")
         if self.program is not None:
-            fixed = {"--inner.num-steps": self.inner_steps is None, "--seed": self.seed == 0}
-            for flag, left_alone in fixed.items():
-                if not left_alone:
+            given = {"--inner.num-steps": self.inner_steps, "--inner.num-starts": self.num_starts}
+            for flag, value in (given | {"--seed": self.seed or None}).items():
+                if value is not None:
                     raise UserError(f"{flag}: fixed in a program when it was exported")
         if self.out is None:
             return
@@ -216,12 +220,14 @@ class Predict:
         from msdspn_jax.trained.weights import sees
 
         found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
+        found = found.with_starts(self.num_starts)
         config: Any = found.config
         facts = {
             "source": in_utf8(found.source),
             "model": config.model,
             "step": found.step,
             "inner_steps": found.num_inner_steps(self.inner_steps),
+            "num_starts": config.at_evaluation.get("num_starts"),
             "seed": self.seed,
             "size": config.size,
             "sees": sees(config),
@@ -250,7 +256,7 @@ class Predict:
         trained.check_one(run=self.run, weights=self.weights, program=path)
         program = IsolatedProgram(path, time_limit=self.time_limit)
         settings = program.settings
-        names = ("model", "step", "inner_steps", "seed", "size", "sees")
+        names = ("model", "step", "inner_steps", "num_starts", "seed", "size", "sees")
         facts = {"source": in_utf8(program.source)} | {k: settings.get(k) for k in names}
         facts["score"] = settings.get("score", NO_PROBABILITY)
         threshold = settings["threshold"] if self.threshold is None else self.threshold

@@ -58,6 +58,9 @@ class PredictSets:
     """Presence above which an element is predicted, 0 to 1. Default: 0.5, or the program's."""
     inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
     """Inner steps, also more than in training. Default: those the model is evaluated with."""
+    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
+    """Initial sets to descend from, of which the lowest energy counts: better, and as many times
+    the cost. Default: as the model is evaluated."""
     seed: int = 0
     """Of random initial sets, where the model has them: the same for every input."""
     batch_size: int = 64
@@ -97,6 +100,7 @@ class PredictSets:
         model: Any = trained.find(
             run=self.run, weights=self.weights, checkpoint=self.checkpoint, tasks=("sets",)
         )
+        model = model.with_starts(self.num_starts)
         form = model.config.form
         arrays, files, unread = load_for_prediction(self.data, form, images=self.image_dir)
         found, scores = predict_all(
@@ -173,13 +177,14 @@ class PredictSets:
                 "--run: expected a run folder of msdspn train sets, or --weights or --program"
             )
         if self.program is not None:
-            fixed = {"--inner.num-steps": self.inner_steps is None, "--seed": self.seed == 0}
-            for flag, left_alone in fixed.items():
-                if not left_alone:
+            fixed = {"--inner.num-steps": self.inner_steps, "--inner.num-starts": self.num_starts}
+            for flag, value in (fixed | {"--seed": self.seed or None}).items():
+                if value is not None:
                     raise UserError(f"{flag}: fixed in a program when it was exported")
         for flag, value in (
             ("--batch-size", self.batch_size),
             ("--inner.num-steps", self.inner_steps),
+            ("--inner.num-starts", self.num_starts),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{flag}: expected at least 1, got {value}")

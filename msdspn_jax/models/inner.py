@@ -39,6 +39,9 @@ class Inner:
     """Steps in the second half of training. Default: as in the first; 40 for CLEVR."""
     eval_num_steps: int | None = None
     """Steps at evaluation. Default: as at the end of training."""
+    eval_num_starts: int | None = None
+    """Initial sets to descend from at evaluation; the set of the lowest energy counts. Default:
+    one."""
     step_size: float | None = None
     """Step size."""
     momentum: float | None = None
@@ -62,7 +65,7 @@ class Inner:
     def __post_init__(self) -> None:
         if isinstance(self.adjoint, str):
             object.__setattr__(self, "adjoint", parse_adjoint(self.adjoint))
-        for name in ("num_steps", "late_num_steps", "eval_num_steps"):
+        for name in ("num_steps", "late_num_steps", "eval_num_steps", "eval_num_starts"):
             _check_field(name, getattr(self, name), int, lambda x: x >= 1, "an integer >= 1")
         for name in ("step_size", "max_grad_norm", "tolerance"):
             _check_field(name, getattr(self, name), float, lambda x: x > 0, "a number > 0")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
-from msdspn_jax.descent import Minimum, minimise
+from msdspn_jax.descent import Minimum, lowest, minimise
 from msdspn_jax.energy import Context, Energy, LatentEnergy, latent_energy
 from msdspn_jax.models.inner import DEFAULTS, Inner
 from msdspn_jax.set_encoder import SetEncoder
@@ -41,6 +41,13 @@ def random_initial_sets(
         return INITIAL_SCALE * jax.random.normal(key, (set_size, set_dim))
 
     return jax.vmap(draw)(keys)
+
+
+def _start_noise(num_starts: int, n: int, d: int) -> Float[Array, "starts 1 n d"]:
+    """What is added to an initial set to have several; nothing for the first."""
+    _check.require_steps("num_starts", num_starts)
+    noise = jax.random.normal(jax.random.key(0), (num_starts - 1, 1, n, d))
+    return jnp.pad(noise, ((1, 0), (0, 0), (0, 0), (0, 0)))
 
 
 class _Encode(NamedTuple):
@@ -83,6 +90,7 @@ class SetDecoder(nn.Module):
         mask: Bool[AnyArray, "batch n"] | None = None,
         keys: Key[Array, " batch"] | None = None,
         initial_sets: Float[AnyArray, "batch n d"] | None = None,
+        num_starts: int | None = None,
         **options: Any,
     ) -> Minimum:
         """Decode.
@@ -93,6 +101,9 @@ class SetDecoder(nn.Module):
             mask: True for the elements that are there, for sets of varying size.
             keys: one key for every set; needed for random initial sets and not otherwise.
             initial_sets: start here instead of at the learned or random sets.
+            num_starts: descend from so many initial sets, these and others with noise of deviation
+                1 on them, and keep the set of the lowest energy (`lowest`). The noise is the same
+                at every call and for every set. Costs as many times the steps. Default: 1.
             **options: arguments of `minimise` that replace those of the attributes, such as
                 ``num_steps`` at evaluation, ``tolerance``, ``return_trajectory``.
         """
@@ -110,8 +121,13 @@ class SetDecoder(nn.Module):
         settings = self.inner.or_else(DEFAULTS).options()
         if self.optimizer is not None:
             settings["optimizer"] = self.optimizer
-        given = {name: value for name, value in options.items() if value is not None}
-        return minimise(energy, params, context, start, **(settings | given))
+        settings |= {name: value for name, value in options.items() if value is not None}
+        if num_starts is None or num_starts == 1:
+            return minimise(energy, params, context, start, **settings)
+        starts = start + _start_noise(num_starts, n, d).astype(start.dtype)
+        return lowest(
+            jax.vmap(lambda start: minimise(energy, params, context, start, **settings))(starts)
+        )
 
     def energy(self, variables: Any) -> tuple[Energy, Any]:
         """The energy that the decoder minimises, and its parameters within ``variables``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from msdspn_jax.adjoints import Unrolled
 from msdspn_jax.models.inner import ENERGY_MODELS, Inner, published_inner
@@ -60,3 +60,10 @@ class TaskConfig(TrainConfig):
     def steps_at_evaluation(self) -> int | None:
         """Inner steps at evaluation; None for models without an inner loop."""
         return self.resolved_inner().steps_at_evaluation if self.minimises else None
+
+    @property
+    def at_evaluation(self) -> dict[str, Any]:
+        """The options of a `SetDecoder` at evaluation; none for models without an inner loop."""
+        if not self.minimises:
+            return {}
+        return {"num_steps": self.steps_at_evaluation, "num_starts": self.inner.eval_num_starts}

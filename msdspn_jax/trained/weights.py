@@ -46,6 +46,7 @@ _BOUNDS = {
     "latent_dim": 16384,
     "hidden_dim": 16384,
     "eval_num_steps": 10_000,
+    "eval_num_starts": 100,
     "elements": 4096,
     "features": 4096,
     "numbers": 2**22,
@@ -95,6 +96,22 @@ class Model(NamedTuple):
         if asked is not None:
             raise UserError(f"--inner.num-steps: the model {config.model} has no inner loop")
         return None
+
+    def with_starts(self, number: int | None) -> Model:
+        """The same model, descending from so many initial sets; None: as it is.
+
+        Raises:
+            UserError: the model has no inner loop.
+        """
+        if number is None:
+            return self
+        config: Any = self.config
+        if not config.minimises:
+            raise UserError(f"--inner.num-starts: the model {config.model} has no inner loop")
+        inner = dataclasses.replace(config.inner, eval_num_starts=number)
+        config = dataclasses.replace(config, inner=inner)
+        build = tasks.load(self.task_name).build_predictor
+        return self._replace(config=config, predictor=build(config))
 
     def predict(
         self, variables: Variables, images: Any, *, inner_steps: int | None = None, seed: int = 0
@@ -350,6 +367,7 @@ def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
             sizes["numbers"] = math.prod(form.input_shape)
         if config.model in ENERGY_MODELS:
             sizes["eval_num_steps"] = config.steps_at_evaluation
+            sizes["eval_num_starts"] = config.inner.eval_num_starts
         for name, value in sizes.items():
             if value is not None and value > _BOUNDS[name]:
                 raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")

@@ -223,6 +223,8 @@ def test_the_threshold_and_the_overwriting(run, tmp_path, capsys):
         ({"weights": "r"}, "only one of --weights, --program"),
         ({"batch-size": 0}, "--batch-size: expected at least 1, got 0"),
         ({"inner.num-steps": 5}, "--inner.num-steps: fixed in a program"),
+        ({"inner.num-starts": 5}, "--inner.num-starts: fixed in a program"),
+        ({"inner.num-starts": 0}, "--inner.num-starts: expected at least 1, got 0"),
         ({"seed": 5}, "--seed: fixed in a program"),
         ({"threshold": "nan"}, "--threshold: expected a number from 0 to 1, got nan"),
         ({"threshold": 2}, "--threshold: expected a number from 0 to 1, got 2"),

@@ -94,3 +94,21 @@ def test_a_decoder_hands_out_its_energy():
     minimum = ms.minimise(energy, params, context, start, num_steps=3)
     chex.assert_trees_all_close(minimum.sets, model.apply(variables, SETS).sets, atol=1e-6)
     assert ms.suggest_step_size(energy, params, context, SETS, key=KEY).step_size > 0
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_of_several_starts_the_lowest_energy_counts():
+    model = ms.SetDecoder(4, 2, 8, inner=ms.Inner(num_steps=3, proximity=0.0))
+    latent = jax.random.normal(KEY, (3, 6))
+    params = model.init(KEY, latent)
+    apply = jax.jit(lambda n: model.apply(params, latent, num_starts=n), static_argnums=0)
+    one, four = apply(1), apply(4)
+    chex.assert_trees_all_equal(one, apply(None))
+    assert (four.energy <= one.energy + 1e-6).all()
+    assert (four.energy < 0.99 * one.energy).any()
+    chex.assert_trees_all_equal_shapes_and_dtypes(one, four)
+    # What is found for a set depends neither on its place nor on the others.
+    alone = model.apply(params, latent[1:2], num_starts=4)
+    chex.assert_trees_all_close(alone.sets[0], four.sets[1], atol=1e-5)
+    with pytest.raises(ValueError, match="num_starts: expected an integer >= 1, got 0"):
+        model.apply(params, latent, num_starts=0)

@@ -54,7 +54,6 @@ def autoencoding_task(
     """
     model = autoencoder(config, set_size, set_dim)
     per_set_loss = {"hungarian": hungarian_loss, "chamfer": chamfer_loss}[loss]
-    eval_steps = config.steps_at_evaluation
 
     def apply(variables, sets, **options) -> Minimum:
         return model.apply({"params": variables["params"]}, sets, **options)  # type: ignore
@@ -67,7 +66,7 @@ def autoencoding_task(
 
     @jax.jit
     def score(variables, sets):
-        minimum = apply(variables, sets, num_steps=eval_steps)
+        minimum = apply(variables, sets, **config.at_evaluation)
         return {"loss": per_set_loss(minimum.sets, sets)} | inner_scores(minimum)
 
     def evaluate(variables, split, key):
@@ -83,7 +82,7 @@ def autoencoding_task(
         from msdspn_jax import plots
 
         sets = sets_at(jax.random.key(config.seed), "val", jnp.arange(_SHOWN))
-        minimum = jax.jit(lambda v, s: apply(v, s, num_steps=eval_steps, return_trajectory=True))(
+        minimum = jax.jit(lambda v, s: apply(v, s, **config.at_evaluation, return_trajectory=True))(
             variables, sets
         )
         prediction, target = np.asarray(minimum.sets), np.asarray(sets)

@@ -91,10 +91,10 @@ class Predictor:
             inner_steps: of idspn and dspn. Default: the configuration's for evaluation.
             return_trajectory: keep the sets after every inner step in ``minimum.trajectory``.
         """
-        options: dict[str, Any] = {}
+        options = self.config.at_evaluation
         if self.config.minimises:
-            steps = inner_steps or self.config.steps_at_evaluation
-            options = {"num_steps": steps, "return_trajectory": return_trajectory}
+            options["return_trajectory"] = return_trajectory
+            options["num_steps"] = inner_steps or options["num_steps"]
         output = self._apply(self.network(train=False), variables, images, keys, options)
         return self._prediction(output)
 

@@ -30,10 +30,10 @@ class NumberingModel(NamedTuple):
 
     Attributes:
         init: ``key -> params``.
-        apply: ``(params, inputs [batch, n, num_classes], noise [batch, n, w], num_steps=None) ->
+        apply: ``(params, inputs [batch, n, num_classes], noise [batch, n, w], **options) ->
             (prediction [batch, n, n], minimum)``. The minimum is None unless the model minimises,
-            and only then ``num_steps``, the inner steps, has a meaning. Row i of the noise belongs
-            to element i.
+            and only then the options, those of its `SetDecoder`, have a meaning. Row i of the noise
+            belongs to element i.
         noise_width: w, the standard normal numbers that an element needs; 0 for most.
         cost: what the prediction is trained with, see `losses.numbering_loss`: "l2" for points on
             the simplex, "ce" for logits.
@@ -69,9 +69,9 @@ def _minimising(config: Config) -> NumberingModel:
     def init(key):
         return predictor.init(key, jnp.zeros((1, n, config.num_classes)))["params"]
 
-    def apply(params, inputs, noise, num_steps=None):
+    def apply(params, inputs, noise, **options):
         minimum: Any = predictor.apply(
-            {"params": params}, inputs, initial_sets=INITIAL_SCALE * noise, num_steps=num_steps
+            {"params": params}, inputs, initial_sets=INITIAL_SCALE * noise, **options
         )
         return minimum.sets, minimum
 
@@ -90,8 +90,8 @@ def _baseline(config: Config) -> NumberingModel:
         noise = jnp.zeros((1, config.set_size, noise_width))
         return module.init(key, *arguments(inputs, noise))["params"]
 
-    def apply(params, inputs, noise, num_steps=None):
-        del num_steps
+    def apply(params, inputs, noise, **options):
+        del options
         prediction: Any = module.apply({"params": params}, *arguments(inputs, noise))
         return prediction, None
 

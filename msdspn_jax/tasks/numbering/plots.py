@@ -29,7 +29,7 @@ def draw_predictions(config: Config, params: PyTree, path: Path, *, num_sets: in
     model = build_model(config)
     noise = model.draw_noise(fold_in_each(jax.random.key(0), index), config.set_size)
     prediction, _ = jax.jit(
-        lambda params, inputs, noise: model.apply(params, inputs, noise, config.steps_at_evaluation)
+        lambda params, inputs, noise: model.apply(params, inputs, noise, **config.at_evaluation)
     )(params, batch.inputs, noise)
     assignment = numbering_assignment(prediction, batch.targets, batch.inputs, cost=model.cost)
     expected = jnp.take_along_axis(batch.targets.argmax(-1), assignment, axis=1)

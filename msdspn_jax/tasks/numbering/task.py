@@ -50,7 +50,7 @@ def build(config: Config) -> Task:
     @jax.jit
     def score(params, sample_keys, noise_keys):
         batch = draw_batch(sample_keys, **sizes)
-        return _score(model, params, batch, noise_keys, num_steps=config.steps_at_evaluation)
+        return _score(model, params, batch, noise_keys, **config.at_evaluation)
 
     def evaluate(variables, split, key):
         _check.require_choice("split", split, split_sizes)
@@ -83,11 +83,11 @@ def build(config: Config) -> Task:
 
 
 def _score(
-    model: NumberingModel, params: PyTree, batch: NumberingBatch, keys, *, num_steps: int | None
+    model: NumberingModel, params: PyTree, batch: NumberingBatch, keys, **options: Any
 ) -> dict[str, jax.Array]:
     """Loss and accuracies of every set, and how the inner minimisation went, if there is one."""
     noise = model.draw_noise(keys, batch.inputs.shape[1])
-    prediction, minimum = model.apply(params, batch.inputs, noise, num_steps)
+    prediction, minimum = model.apply(params, batch.inputs, noise, **options)
     assignment = numbering_assignment(prediction, batch.targets, batch.inputs, cost=model.cost)
     accuracy = numbering_accuracy(prediction, batch.targets, assignment)
     loss = numbering_loss(

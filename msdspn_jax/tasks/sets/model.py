@@ -112,11 +112,11 @@ class Predictor:
             inner_steps: default: the configuration's for evaluation.
             return_trajectory: keep the sets after every inner step in ``minimum.trajectory``.
         """
-        steps = inner_steps or self.config.steps_at_evaluation
+        options = self.config.at_evaluation | {"return_trajectory": return_trajectory}
+        options["num_steps"] = inner_steps or options["num_steps"]
         minimum = self._apply(
-            self.network(train=False), variables, inputs, input_mask, keys,
-            {"num_steps": steps, "return_trajectory": return_trajectory},
-        )  # fmt: skip
+            self.network(train=False), variables, inputs, input_mask, keys, options
+        )
         return self._prediction(minimum)
 
     def loss(
