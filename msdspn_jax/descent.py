@@ -396,7 +396,7 @@ def lowest(minima: Minimum) -> Minimum:
         >>> gentle = nesterov(0.1)
         >>> descend = lambda y: minimise(two_wells, {}, None, y, optimizer=gentle, num_steps=99)
         >>> starts = jnp.array([1.0, -1.0]).reshape(2, 1, 1, 1)
-        >>> lowest(jax.vmap(descend)(starts)).sets.round(2).item()
+        >>> round(lowest(jax.vmap(descend)(starts)).sets.item(), 2)
         -1.04
     """
     _check.require_rank("minima.sets", minima.sets, 4, "starts batch n d")
