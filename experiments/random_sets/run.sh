@@ -27,7 +27,9 @@ train() { # n, inner steps, variant, seed, further flags
   $PYTHON experiments/more_steps.py "$RUNS/$name"
   $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
-muon=(--outer.optimizer muon --outer.schedule linear --learning-rate 0.05)
+falling=(--outer.schedule linear --steps 4000)
+# As many steps as cost what 20,000 of Adam do.
+muon=(--outer.optimizer muon --outer.schedule linear --steps 8000 --learning-rate 0.03)
 
 published() { # sizes: 10 and 20 inner steps, three variants, one seed; two at n = 8
   for n in "$@"; do
@@ -40,11 +42,12 @@ published() { # sizes: 10 and 20 inner steps, three variants, one seed; two at n
   done
 }
 
-for part in "${@:-small muon published large}"; do
+for part in "${@:-small falling muon published large}"; do
   for word in $part; do
     case $word in
       small) published 2 4 ;;
-      muon) # the same at n = 8, with another outer optimiser
+      falling) train 8 10 idspn-falling 0 "${falling[@]}" ;;
+      muon) # n = 8 with another outer optimiser
         for variant in idspn idspn-plain dspn; do
           for steps in 10 20; do
             for seed in 0 1; do train 8 "$steps" "$variant-muon" "$seed" "${muon[@]}"; done
@@ -52,7 +55,7 @@ for part in "${@:-small muon published large}"; do
         done ;;
       published) published 8 ;;
       large) published 16 ;;
-      *) echo "run.sh: expected small, muon, published or large, got $word" >&2; exit 2 ;;
+      *) echo "run.sh: expected small, falling, muon, published or large, got $word" >&2; exit 2 ;;
     esac
   done
 done

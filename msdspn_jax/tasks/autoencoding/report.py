@@ -96,10 +96,9 @@ class Row(NamedTuple):
 
     def in_short(self) -> str:
         """Loss and what it cost."""
-        deviation = f" ± {self.deviation:.4f}" if self.replicates > 1 else ""
         seeds = f"{self.replicates} seed{'s' * (self.replicates > 1)}"
         cost = f"{self.steps:,} steps, {self.hours / self.replicates:.1f} h, {seeds}"
-        return f"{self.loss:.4f}{deviation} ({cost})"
+        return f"{_spread(self)} ({cost})"
 
 
 def report(argv: list[str], runs: Runs) -> int:
@@ -213,6 +212,25 @@ def relative_losses(rows: Sequence[Row], key: Callable[[Row], int]) -> dict[str,
     }
 
 
+def _spread(row: Row) -> str:
+    """The loss, with a deviation where there is more than one seed."""
+    return f"{row.loss:.4f}" + f" ± {row.deviation:.4f}" * (row.replicates > 1)
+
+
+def _size(rows: Sequence[Row]) -> str:
+    """Training steps and seeds of rows: one pair for all, or what belongs to which variant."""
+    variants: dict[tuple[int, int], set[str]] = {}
+    for row in rows:
+        variants.setdefault((row.steps, row.replicates), set()).add(row.variant)
+    words = []
+    for (steps, seeds), of in sorted(variants.items(), reverse=True):
+        size = f"{steps:,} steps, {seeds} seed{'s' * (seeds > 1)}"
+        if len(variants) > 1:
+            size += f" ({'; '.join(v for v in _variants(rows) if v in of)})"
+        words.append(size)
+    return "; ".join(words)
+
+
 def tables(rows: Sequence[Row]) -> str:
     """All tables, as Markdown."""
     variants = _variants(rows)
@@ -223,12 +241,10 @@ def tables(rows: Sequence[Row]) -> str:
         values = []
         for variant in variants:
             row = by_cell.get((cell, variant))
-            values.append("" if row is None else f"{row.loss:.4f} ± {row.deviation:.4f}")
+            values.append("" if row is None else _spread(row))
         lines.append("| " + " | ".join([*map(str, cell), *values]) + " |")
-    text = "Final validation loss, mean ± standard deviation over "
-    text += "/".join(str(r) for r in sorted({row.replicates for row in rows}))
-    text += " seeds after " + "/".join(f"{s:,}" for s in sorted({row.steps for row in rows}))
-    text += " training steps.\n\n" + "\n".join(lines) + "\n"
+    text = f"Final validation loss, mean ± standard deviation over seeds: {_size(rows)}.\n\n"
+    text += "\n".join(lines) + "\n"
 
     keys: dict[str, Callable[[Row], int]] = {
         "n": lambda r: r.n,
@@ -297,14 +313,12 @@ def summary(rows: Sequence[Row]) -> list[Result]:
         for variant, by_steps in PUBLISHED.items()
         for steps, loss in by_steps.items()
     ]
-    seeds = "/".join(str(n) for n in sorted({row.replicates for row in ours}))
-    steps = "/".join(f"{n:,}" for n in sorted({row.steps for row in ours}))
     return [
         Result(
             "[random sets](experiments/random_sets/README.md), n = d = 8, validation loss",
             "; ".join(published),
             "; ".join(map(words, ours)),
-            f"{steps} steps, {seeds} seed{'s' * (seeds != '1')}",
+            _size(ours),
             f"{sum(row.hours for row in ours):.1f}",
             "experiments/random_sets/run.sh",
         )
