@@ -88,6 +88,8 @@ def test_float16_has_room_for_residuals_whose_squares_overflow():
         ({"learning_rate": 0.0}, "learning_rate: expected a number > 0"),
         ({"ridge": -1.0}, "ridge: expected a number > 0"),
         ({"history": 1}, "history: expected an integer >= 2"),
+        ({"history": 2.5}, "history: expected an integer >= 2, got 2.5"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a number > 0"),
     ],
 )
 def test_errors(arguments, message):

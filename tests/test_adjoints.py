@@ -284,8 +284,46 @@ def test_parse_errors(text):
         (lambda: ms.conjugate_gradient(0), "max_steps: expected"),
         (lambda: ms.conjugate_gradient(damping=-1), "damping: expected"),
         (lambda: ms.exact(method="lu"), "method: expected one of"),
+        (lambda: ms.neumann(1.5), "num_terms: expected an integer >= 0, got 1.5"),
+        (lambda: ms.conjugate_gradient(2.5), "max_steps: expected an integer >= 1, got 2.5"),
     ],
 )
 def test_errors(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_numpys_integers_count_as_integers():
+    energy, params, context, start = problems.fspool_problem(KEY)
+    one, two = np.int64(1), np.int32(2)
+    for adjoint, same in (
+        (ms.neumann(two), ms.neumann(2)),
+        (ms.conjugate_gradient(two), ms.conjugate_gradient(2)),
+    ):
+        assert str(adjoint) == str(same)
+        settings = {"num_steps": one, "adjoint": adjoint}
+        found = ms.minimise(energy, params, context, start, **settings).sets
+        expected = ms.minimise(energy, params, context, start, num_steps=1).sets
+        chex.assert_trees_all_equal(found, expected)
+
+
+def test_conjugate_gradients_of_float16_do_not_overflow():
+    """Squares of the cotangent leave the range of float16, 65,504; the solution does not."""
+    curvature = jnp.array([1.0, 2.0, 4.0], jnp.float16).reshape(1, 3, 1)
+
+    def energy(params, sets, context):
+        return jnp.sum(curvature * (sets - params * context) ** 2, (1, 2)) / 2
+
+    start = jnp.zeros((1, 3, 1), jnp.float16)
+    context = jnp.ones((1, 3, 1), jnp.float16)
+
+    def loss(params):
+        minimum = ms.minimise(
+            energy, params, context, start, optimizer=ms.nesterov(0.4, 0.0), num_steps=60,
+            adjoint=ms.conjugate_gradient(3),
+        )  # fmt: skip
+        return jnp.sum(minimum.sets * jnp.float16(400))
+
+    # Y* = params * context, so each of the three entries adds 400.
+    np.testing.assert_allclose(jax.grad(loss)(jnp.float16(1)), 1200, rtol=1e-2)

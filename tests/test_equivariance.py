@@ -191,6 +191,7 @@ def test_stochastic_functions_are_refused():
         (lambda x: jnp.log(x), {}, "not finite"),
         (lambda x: x, {"sets": jnp.ones((3, 2))}, "sets: expected shape"),
         (lambda x: x, {"num_permutations": 0}, "num_permutations: expected"),
+        (lambda x: x, {"sets": jnp.ones((0, 4, 2))}, "sets: expected shape"),
     ],
 )
 def test_bad_input(function, options, message):

@@ -73,6 +73,8 @@ def test_computes_in_the_given_dtype():
         ({}, SETS[:, :0], None, "sets: expected every axis"),
         ({}, SETS.astype(int), None, "sets: expected a floating-point"),
         ({}, SETS, jnp.ones((2, 3), bool), "mask: expected shape"),
+        ({}, SETS, jnp.ones((2, 4)), "mask: expected"),
+        ({"pool": "continuous_fspool", "num_knots": 0}, SETS, None, "num_knots: expected"),
     ],
 )
 def test_errors(changes, sets, mask, message):
