@@ -73,8 +73,9 @@ def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened,
 def is_fixed(function: Any) -> bool:
     """Whether something computes the same for ever, being made of values that do not change.
 
-    True of flax modules and their methods, of frozen dataclasses of such things, and of this
-    library's own functions. A function of the user's may use what the user changes.
+    True of flax modules and their methods (which then may use no global that changes), of frozen
+    dataclasses of such things, and of this library's own functions. A function of the user's may
+    use what the user changes.
     """
     if function is None or isinstance(function, nn.Module | str | int | float):
         return True

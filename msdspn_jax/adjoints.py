@@ -281,7 +281,7 @@ class ConjugateGradient(Implicit):
 
     def __str__(self) -> str:
         """The spelling that `parse_adjoint` reads."""
-        damping = f":{self.damping:g}" if self.damping else ""
+        damping = f":{float(self.damping)!r}" if self.damping else ""
         return f"conjugate_gradient:{self.max_steps}{damping}"
 
 
@@ -490,11 +490,14 @@ def _normal_cg(operator, b: Sets) -> Sets:
     # Of 16 bits only the operator: their own rounding is all that limits the solution.
     wide = jnp.promote_types(b.dtype, jnp.float32)
     tol = max(100 * float(jnp.finfo(wide).eps), float(jnp.finfo(b.dtype).eps))
+    # The tolerance is one for the batch: without this, sets of small cotangents stay unsolved.
+    scale = jnp.max(jnp.abs(b), (1, 2), keepdims=True).astype(wide)
+    scale = jnp.where(scale > 0, scale, 1)
     u = linear_solve.solve_normal_cg(
-        lambda u: operator(u.astype(b.dtype)).astype(wide), b.astype(wide),
+        lambda u: operator(u.astype(b.dtype)).astype(wide), b.astype(wide) / scale,
         tol=tol, maxiter=20 * b[0].size,
     )  # fmt: skip
-    return u.astype(b.dtype)
+    return (u * scale).astype(b.dtype)
 
 
 def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:

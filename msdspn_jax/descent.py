@@ -315,7 +315,8 @@ def minimise(
     Args:
         energy: ``(params, sets [batch, n, d], context) -> [batch]``, see `latent_energy`. Arrays
             that it closes over are differentiated like those in `params`. Outside of `jax.jit` it
-            is traced at every call, and compiled for each other program that it is.
+            is traced at every call, and compiled for each other program that it is (with a custom
+            derivative in it, as `jax.nn.relu` has one: for each other function).
         params: pytree θ. Differentiable.
         context: pytree, usually a `Context`; the first axis of each array is the batch.
             Differentiable.
@@ -386,7 +387,7 @@ def lowest(minima: Minimum) -> Minimum:
         minima: with an axis of starts before all others, as `jax.vmap` over initial sets gives it.
 
     Returns:
-        The minimum [batch, ...] of every set; one whose energy is NaN only where all are.
+        The minimum [batch, ...] of every set; one that is not finite only where all are.
 
     Raises:
         ValueError: ``minima.sets`` without that axis, or with none in it.
@@ -401,8 +402,8 @@ def lowest(minima: Minimum) -> Minimum:
     """
     _check.require_rank("minima.sets", minima.sets, 4, "starts batch n d")
     _check.require_nonempty("minima.sets", minima.sets, "starts batch n d")
-    energy = jnp.where(jnp.isnan(minima.energy), jnp.inf, minima.energy)
-    best = jnp.argmin(energy, axis=0)
+    bad = (minima.status == Status.NOT_FINITE) | ~jnp.isfinite(minima.energy)
+    best = jnp.argmin(jnp.where(bad, jnp.inf, minima.energy), axis=0)
 
     def chosen(tree, batch_axis):
         pick = jax.vmap(lambda x, i: x[i], in_axes=(batch_axis, 0), out_axes=batch_axis - 1)

@@ -471,6 +471,8 @@ def _evaluate(function, stacked: np.ndarray, *, batched: bool, jit: bool | None)
 
 
 def _ratio(example: Counterexample) -> float:
+    if example.tolerance == 0:  # As for f = 0 with atol = 0.
+        return np.inf if example.violation else 0.0
     return example.violation / example.tolerance
 
 

@@ -327,3 +327,24 @@ def test_conjugate_gradients_of_float16_do_not_overflow():
 
     # Y* = params * context, so each of the three entries adds 400.
     np.testing.assert_allclose(jax.grad(loss)(jnp.float16(1)), 1200, rtol=1e-2)
+
+
+def test_exact_by_cg_solves_sets_of_small_cotangents_beside_large_ones():
+    energy, params, context, start = problems.fspool_problem(KEY)
+
+    cotangent = jnp.ones_like(start).at[0].set(1e6)
+
+    def gradient(adjoint):
+        def descend(context):
+            return ms.minimise(energy, params, context, start, adjoint=adjoint, num_steps=3).sets
+
+        return jax.vjp(descend, context)[1](cotangent)[0].latent
+
+    by_cg, dense = (gradient(ms.exact(method=method)) for method in ("cg", "dense"))
+    chex.assert_trees_all_close(by_cg[1:], dense[1:], rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_the_spelling_of_a_damping_keeps_all_digits():
+    adjoint = ms.conjugate_gradient(10, damping=0.12345678)
+    assert ms.parse_adjoint(str(adjoint)) == adjoint

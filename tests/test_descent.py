@@ -286,16 +286,17 @@ def test_lowest_takes_for_every_set_the_start_that_ended_lowest():
 
 
 def test_lowest_passes_over_descents_that_diverged():
+    nan, inf, status = jnp.nan, jnp.inf, ms.Status
     minimum = ms.Minimum(
-        sets=jnp.arange(6.0).reshape(3, 2, 1, 1),
-        energy=jnp.array([[jnp.nan, jnp.nan], [2.0, jnp.nan], [1.0, jnp.nan]]),
-        gradient_norm=jnp.ones((3, 2)),
-        num_steps=jnp.ones((3, 2), int),
-        status=jnp.ones((3, 2), int),
+        sets=jnp.arange(9.0).reshape(3, 3, 1, 1),
+        energy=jnp.array([[nan, nan, -inf], [2.0, nan, 0.0], [1.0, nan, 1.0]]),
+        gradient_norm=jnp.ones((3, 3)),
+        num_steps=jnp.ones((3, 3), int),
+        status=jnp.full((3, 3), status.OUT_OF_STEPS).at[1, 2].set(status.NOT_FINITE),
     )
     found = ms.lowest(minimum)
-    assert found.sets.ravel().tolist() == [4.0, 1.0]
-    assert found.energy[0] == 1.0
+    assert found.sets.ravel().tolist() == [6.0, 1.0, 8.0]
+    assert found.energy[jnp.array([0, 2])].tolist() == [1.0, 1.0]
     assert jnp.isnan(found.energy[1])
     with pytest.raises(ValueError, match=r"minima\.sets: expected"):
         ms.lowest(jax.tree.map(lambda x: x[0], minimum))

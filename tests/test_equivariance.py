@@ -241,3 +241,7 @@ def test_example_sets_need_room():
     for name in ("num_sets", "n", "d"):
         with pytest.raises(ValueError, match=f"{name}: expected an integer >= "):
             example_sets(KEY, **{name: 0})
+
+
+def test_a_function_that_is_zero_without_tolerance():
+    assert check_equivariance(lambda x: 0 * x, key=KEY, atol=0.0).multiset_equivariant

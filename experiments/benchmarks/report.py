@@ -148,7 +148,7 @@ def summary(rows):
         "; ".join(words),
         f"{cases} cases, {rows[0]['device']}, float32",
         "",
-        "experiments/benchmarks/run.sh",
+        "experiments/benchmarks/run.sh OTHER_PYTHON",
     )
 
 

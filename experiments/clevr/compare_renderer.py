@@ -71,7 +71,7 @@ def main() -> None:
         f"{table[:, 1].mean():.3f} (worst scene {b:.3f})",
         f"{len(entries)} scenes, 128 x 128 pixels",
         "",
-        "python experiments/clevr/compare_renderer.py",
+        "python experiments/clevr/compare_renderer.py --folder REFERENCES",
     )
     write_results(Path(__file__).parent, [result], "renderer")
     if flags.picture:

@@ -42,11 +42,14 @@ published() { # sizes: 10 and 20 inner steps, three variants, one seed; two at n
   done
 }
 
-for part in "${@:-small falling muon published large}"; do
+for part in "${@:-ten small muon published large}"; do
   for word in $part; do
     case $word in
       small) published 2 4 ;;
-      falling) train 8 10 idspn-falling 0 "${falling[@]}" ;;
+      ten) # n = 8 with 10 inner steps: what the page shows
+        train 8 10 idspn 0
+        train 8 10 idspn-plain 0
+        train 8 10 idspn-falling 0 "${falling[@]}" ;;
       muon) # n = 8 with another outer optimiser
         for variant in idspn idspn-plain dspn; do
           for steps in 10 20; do
@@ -55,7 +58,7 @@ for part in "${@:-small falling muon published large}"; do
         done ;;
       published) published 8 ;;
       large) published 16 ;;
-      *) echo "run.sh: expected small, falling, muon, published or large, got $word" >&2; exit 2 ;;
+      *) echo "run.sh: expected ten, small, muon, published or large, got $word" >&2; exit 2 ;;
     esac
   done
 done

@@ -71,6 +71,15 @@ class Export:
         targets = [path for path in (self.out, self.weights) if path is not None]
         if not targets:
             raise UserError("give --out FILE for a program, --weights FILE, or both")
+        if self.out is None:
+            of_a_program = {
+                "--inner.num-steps": self.inner_steps,
+                "--threshold": self.threshold,
+                "--seed": self.seed or None,
+            }
+            for flag, value in of_a_program.items():
+                if value is not None:
+                    raise UserError(f"{flag}: expected --out FILE with it, got none")
         if self.half and self.weights is None:
             raise UserError("--half: expected --weights FILE with it, got none")
         if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
@@ -91,6 +100,7 @@ class Export:
                 raise UserError(f"{path} exists; give --overwrite to replace it")
         model: Any = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
         model = model.with_starts(self.num_starts)
+        model.num_inner_steps(self.inner_steps)
         if self.weights is not None:
             self._write_weights(self.weights, model)
         if self.out is not None:

@@ -222,6 +222,9 @@ class Predict:
         found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
         found = found.with_starts(self.num_starts)
         config: Any = found.config
+        score = SCORE if found.calibration else NO_PROBABILITY
+        if found.calibration and (self.inner_steps or self.num_starts):
+            score += "; fitted with the inner steps and initial sets of the model, not with these"
         facts = {
             "source": in_utf8(found.source),
             "model": config.model,
@@ -231,7 +234,7 @@ class Predict:
             "seed": self.seed,
             "size": config.size,
             "sees": sees(config),
-            "score": SCORE if found.calibration else NO_PROBABILITY,
+            "score": score,
         }
         run = compiled_once(
             functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed),

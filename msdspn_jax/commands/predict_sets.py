@@ -79,14 +79,18 @@ class PredictSets:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **found)
             write_bytes(self.out, content.getvalue())
-        bad = int((~np.isfinite(found["sets"]).all((1, 2))).sum())
-        if bad:
-            print(f"{bad} predictions are not finite: the inner minimisation diverged there")
         number = int(found["mask"].sum())
         print(f"{number} elements in {len(found['sets'])} sets, {made_by}: {self.out}")
         for reason in unread:
             print(f"msdspn predict: left out: {printable(reason)}", file=sys.stderr)
-        return 1 if unread else 0
+        bad = int((~np.isfinite(found["sets"]).all((1, 2))).sum())
+        if bad:
+            print(
+                f"msdspn predict: {bad} predictions are not finite: the inner minimisation diverged"
+                " there; they hold no element",
+                file=sys.stderr,
+            )
+        return 1 if unread or bad else 0
 
     def _by_model(self) -> tuple[dict[str, np.ndarray], str, tuple[str, ...]]:
         import jax
@@ -160,10 +164,16 @@ class PredictSets:
         threshold: float,
     ) -> dict[str, np.ndarray]:
         """With the mask, and the names of features and files."""
-        found["mask"] = np.ones(found["sets"].shape[:2], bool)
+        finite = np.isfinite(found["sets"]).all((1, 2))
+        found["mask"] = np.broadcast_to(finite[:, None], found["sets"].shape[:2]).copy()
         if "presence" in found:
             chosen = threshold if self.threshold is None else self.threshold
-            found["mask"] = found["presence"] > chosen
+            found["mask"] &= found["presence"] > chosen
+        elif self.threshold is not None:
+            raise UserError(
+                "--threshold: expected none, as all sets of this model are of one size, got"
+                f" {self.threshold}"
+            )
         found["names"] = np.array(names)
         if files is not None:
             found["files"] = np.array(files)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import optax
 
 from msdspn_jax import _check
@@ -30,7 +31,8 @@ class Inner:
     """How a set is decoded: the settings of the inner minimisation, and how the energy pools.
 
     A field that is None has its default. In an experiment that is the published setting of the
-    model, see `published_inner`; in a `SetDecoder` by itself it is that of `DEFAULTS`.
+    model, see `published_inner`; in a `SetDecoder` by itself it is that of `DEFAULTS`. What begins
+    with late or eval is of experiments alone; a `SetDecoder` takes it as arguments of its call.
     """
 
     num_steps: int | None = None
@@ -40,8 +42,8 @@ class Inner:
     eval_num_steps: int | None = None
     """Steps at evaluation. Default: as at the end of training."""
     eval_num_starts: int | None = None
-    """Initial sets to descend from at evaluation; the set of the lowest energy counts. Default:
-    one."""
+    """Initial sets to descend from at evaluation; the set of the lowest energy counts. All descend
+    at once: as many times the time and the memory."""
     step_size: float | None = None
     """Step size."""
     momentum: float | None = None
@@ -65,6 +67,10 @@ class Inner:
     def __post_init__(self) -> None:
         if isinstance(self.adjoint, str):
             object.__setattr__(self, "adjoint", parse_adjoint(self.adjoint))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.number):  # As config.json can hold it.
+                object.__setattr__(self, field.name, value.item())
         for name in ("num_steps", "late_num_steps", "eval_num_steps", "eval_num_starts"):
             _check_field(name, getattr(self, name), int, lambda x: x >= 1, "an integer >= 1")
         for name in ("step_size", "max_grad_norm", "tolerance"):
@@ -138,6 +144,7 @@ DEFAULTS = Inner(
     adjoint=identity(),
     pool="fspool",
     proximity=0.1,
+    eval_num_starts=1,
 )
 """What every experiment of the paper shares, for iDSPN."""
 

@@ -43,11 +43,31 @@ def random_initial_sets(
     return jax.vmap(draw)(keys)
 
 
+def _checked(num_starts: Any) -> int:
+    if _check.is_traced(num_starts):
+        raise TypeError(f"num_starts: expected a Python integer, got {num_starts!r}")
+    _check.require_steps("num_starts", num_starts)
+    return int(num_starts)
+
+
 def _start_noise(num_starts: int, n: int, d: int) -> Float[Array, "starts 1 n d"]:
     """What is added to an initial set to have several; nothing for the first."""
-    _check.require_steps("num_starts", num_starts)
     noise = jax.random.normal(jax.random.key(0), (num_starts - 1, 1, n, d))
     return jnp.pad(noise, ((1, 0), (0, 0), (0, 0), (0, 0)))
+
+
+def _by_start(minima: Minimum, num_starts: int) -> Minimum:
+    """With the axis of starts, which is the first part of the batch, before all others."""
+
+    def of_batch(x):
+        return x.reshape(num_starts, -1, *x.shape[1:])
+
+    def of_trajectory(x):
+        return jnp.moveaxis(x.reshape(len(x), num_starts, -1, *x.shape[2:]), 1, 0)
+
+    trajectory = jax.tree.map(of_trajectory, minima.trajectory)
+    found = jax.tree.map(of_batch, minima._replace(trajectory=None))
+    return found._replace(trajectory=trajectory)
 
 
 class _Encode(NamedTuple):
@@ -103,7 +123,8 @@ class SetDecoder(nn.Module):
             initial_sets: start here instead of at the learned or random sets.
             num_starts: descend from so many initial sets, these and others with noise of deviation
                 1 on them, and keep the set of the lowest energy (`lowest`). The noise is the same
-                at every call and for every set. Costs as many times the steps. Default: 1.
+                at every call and for every set. All descend at once: as many times the time and the
+                memory. Default: 1.
             **options: arguments of `minimise` that replace those of the attributes, such as
                 ``num_steps`` at evaluation, ``tolerance``, ``return_trajectory``.
         """
@@ -122,12 +143,14 @@ class SetDecoder(nn.Module):
         if self.optimizer is not None:
             settings["optimizer"] = self.optimizer
         settings |= {name: value for name, value in options.items() if value is not None}
-        if num_starts is None or num_starts == 1:
+        num_starts = 1 if num_starts is None else _checked(num_starts)
+        if num_starts == 1:
             return minimise(energy, params, context, start, **settings)
         starts = start + _start_noise(num_starts, n, d).astype(start.dtype)
-        return lowest(
-            jax.vmap(lambda start: minimise(energy, params, context, start, **settings))(starts)
-        )
+        # As one large batch: outside of `jit`, `minimise` then finds its program again.
+        context = jax.tree.map(lambda x: jnp.concatenate([x] * num_starts), context)
+        minima = minimise(energy, params, context, starts.reshape(-1, n, d), **settings)
+        return lowest(_by_start(minima, num_starts))
 
     def energy(self, variables: Any) -> tuple[Energy, Any]:
         """The energy that the decoder minimises, and its parameters within ``variables``.

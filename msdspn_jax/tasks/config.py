@@ -66,4 +66,5 @@ class TaskConfig(TrainConfig):
         """The options of a `SetDecoder` at evaluation; none for models without an inner loop."""
         if not self.minimises:
             return {}
-        return {"num_steps": self.steps_at_evaluation, "num_starts": self.inner.eval_num_starts}
+        inner = self.resolved_inner()
+        return {"num_steps": inner.steps_at_evaluation, "num_starts": inner.eval_num_starts}

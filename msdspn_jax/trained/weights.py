@@ -46,7 +46,7 @@ _BOUNDS = {
     "latent_dim": 16384,
     "hidden_dim": 16384,
     "eval_num_steps": 10_000,
-    "eval_num_starts": 100,
+    "eval_num_starts * eval_num_steps": 10_000,
     "elements": 4096,
     "features": 4096,
     "numbers": 2**22,
@@ -91,7 +91,7 @@ class Model(NamedTuple):
             UserError: steps are asked for, and the model has none.
         """
         config: Any = self.config
-        if config.model in ("idspn", "dspn"):
+        if config.minimises:
             return asked or config.steps_at_evaluation
         if asked is not None:
             raise UserError(f"--inner.num-steps: the model {config.model} has no inner loop")
@@ -199,11 +199,13 @@ def save_model(
     float32 again when they are read.
 
     Raises:
-        ValueError: a weight that is not finite, or too large for 16 bits.
+        ValueError: a weight that is not finite, or too large for 16 bits; a configuration that
+            `load_model` would refuse.
         UserError: the file cannot be written.
     """
     from safetensors.numpy import save
 
+    _check_bounds(config)
     arrays = {name: np.ascontiguousarray(x) for name, x in _by_name(variables).items()}
     if half:
         with np.errstate(over="ignore"):
@@ -357,23 +359,32 @@ def _read_config(path: Path, task: str, values: dict[str, Any]) -> TrainConfig:
         raise UserError(f"{path}: a model of the task {task[:80]}, expected clevr or sets")
     try:
         config: Any = from_dict(tasks.load(task).Config, modernise(task, values))
-        sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
-        form = getattr(config, "form", None)
-        if form is not None:
-            if form.kind is None:  # It would be looked for in files of this machine.
-                raise ValueError("form: expected the format of the data, got none")
-            del sizes["set_size"]
-            sizes |= {"elements": form.set_size, "features": form.width}
-            sizes["numbers"] = math.prod(form.input_shape)
-        if config.model in ENERGY_MODELS:
-            sizes["eval_num_steps"] = config.steps_at_evaluation
-            sizes["eval_num_starts"] = config.inner.eval_num_starts
-        for name, value in sizes.items():
-            if value is not None and value > _BOUNDS[name]:
-                raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
+        _check_bounds(config)
     except Exception as error:  # Values of any type may stand anywhere in it.
         raise UserError(f"{path}: its configuration is not valid: {str(error)[:300]}") from error
     return config
+
+
+def _check_bounds(config: Any) -> None:
+    """Refuse what is larger than a file may ask for.
+
+    Raises:
+        ValueError: names it.
+    """
+    sizes = {name: getattr(config, name) for name in _BOUNDS if hasattr(config, name)}
+    form = getattr(config, "form", None)
+    if form is not None:
+        if form.kind is None:  # It would be looked for in files of this machine.
+            raise ValueError("form: expected the format of the data, got none")
+        del sizes["set_size"]
+        sizes |= {"elements": form.set_size, "features": form.width}
+        sizes["numbers"] = math.prod(form.input_shape)
+    if config.model in ENERGY_MODELS:
+        steps, starts = config.steps_at_evaluation, config.at_evaluation["num_starts"]
+        sizes |= {"eval_num_steps": steps, "eval_num_starts * eval_num_steps": starts * steps}
+    for name, value in sizes.items():
+        if value is not None and value > _BOUNDS[name]:
+            raise ValueError(f"{name}: expected at most {_BOUNDS[name]}, got {value}")
 
 
 def _build(path: Path, task: str, config: TrainConfig) -> tuple[Any, Any]:

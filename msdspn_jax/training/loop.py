@@ -109,15 +109,11 @@ class _Trainer:
         )
         _barrier("damaged checkpoints set aside at opening")
         with _memory_explained(self):
+            state, messages = self._restore() if config.run.resume else (None, [])
             # What is wrong with the data is said before the time that compiling takes.
-            try:
-                self.runner.load_data()
-            except (OSError, ValueError) as error:
-                raise UserError(f"the data cannot be read: {error}") from error
-            state = self.runner.init()
-            messages = []
-            if config.run.resume:
-                state, messages = self._restore(state)
+            self._read_data()
+            if state is None:
+                state = self.runner.init()
             self.step = int(state.step)
             self.state = self.runner.place(state)
         self.refitted: int | None = None
@@ -137,18 +133,35 @@ class _Trainer:
         if self.lock is not None:
             self.lock.release()
 
-    def _restore(self, state: TrainState) -> tuple[TrainState, list[str]]:
+    def _read_data(self) -> None:
+        """Read the task's data set in all processes, or refuse in all."""
+        refusal = None
+        try:
+            self.runner.read_data()
+        except UserError as error:
+            refusal = error
+        except (OSError, ValueError) as error:
+            refusal = UserError(f"the data cannot be read: {error}")
+            refusal.__cause__ = error
+        refused, _ = agree(int(refusal is not None), 0)
+        if refused:
+            raise refusal or UserError("another process of this run cannot read its data")
+        with _explained(self):
+            self.runner.place_data()
+
+    def _restore(self) -> tuple[TrainState | None, list[str]]:
+        """The newest state that is kept, if there is one, and what to say of it."""
         messages = [
             f"damaged, set aside in {kept}: {reason}"
             for kept, reason in self.checkpoints.set_aside_at_opening
         ]
-        restored = self.checkpoints.read_latest(state)
+        restored = self.checkpoints.read_latest(self.runner.empty_state())
         if restored is None:
             if messages:
                 raise UserError("no checkpoint can be read:\n  " + "\n  ".join(messages))
             if self.leader:
                 run_folder.truncate_metrics(self.folder, -1)
-            return state, ["nothing to resume: starting at step 0"]
+            return None, ["nothing to resume: starting at step 0"]
         for path, reason in restored.damaged:
             if self.leader:
                 kept = self.checkpoints.set_aside(path)
@@ -195,7 +208,6 @@ class _Trainer:
         config = self.config
         compiled: set[Any] = set()
         pace = np.inf
-        batches = None
         while self.step < config.steps:
             stage = self.task.stage(self.step)
             fresh = stage not in compiled

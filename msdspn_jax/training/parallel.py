@@ -83,12 +83,16 @@ class StepRunner:
 
     def init(self) -> TrainState:
         """The state before the first step, as host arrays."""
+        return _to_host(jax.jit(self._init_states)())
+
+    def empty_state(self) -> TrainState:
+        """Host arrays of the shapes that `init` gives, for nothing."""
+        shapes = jax.eval_shape(self._init_states)
+        return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
+
+    def _init_states(self) -> TrainState:
         task, config = self.task, self.config
-        return _to_host(
-            jax.jit(
-                lambda: init_states(task.init, task.optimizer, config.seed, config.replicates)
-            )()
-        )
+        return init_states(task.init, task.optimizer, config.seed, config.replicates)
 
     def place(self, tree: PyTree) -> PyTree:
         """Host arrays (a state, a data set), copied to every device."""
@@ -102,12 +106,22 @@ class StepRunner:
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     @functools.cached_property
+    def _host_data(self) -> PyTree:
+        return None if self.task.data is None else self.task.data()
+
+    @functools.cached_property
     def _data(self) -> PyTree:
         """The task's data set, copied to every device when it is first asked for."""
-        return None if self.task.data is None else self.place(self.task.data())
+        data = self._host_data
+        del self._host_data
+        return None if data is None else self.place(data)
 
-    def load_data(self) -> None:
+    def read_data(self) -> None:
         """Read the task's data set now, not at the first step."""
+        _ = self._host_data
+
+    def place_data(self) -> None:
+        """Copy it to every device now."""
         _ = self._data
 
     def fetch(self, state: TrainState) -> TrainState:

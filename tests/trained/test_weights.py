@@ -132,7 +132,7 @@ def with_value(name, value):
         # A prediction must end, and fit.
         (energy(eval_num_steps=10**9), "eval_num_steps: expected at most 10000, got 1000000000"),
         (energy(late_num_steps=10**9), "eval_num_steps: expected at most 10000"),
-        (energy(eval_num_starts=10**9), "eval_num_starts: expected at most 100, got 1000000000"),
+        (energy(eval_num_starts=10**9), "eval_num_starts . eval_num_steps: expected at most 10000"),
         (energy(eval_num_steps="9"), "eval_num_steps: expected an integer"),
         (with_value("slot_iterations", 10**9), "slot_iterations: expected at most 100"),
         (with_value("size", 10**6), "size: expected at most 1024"),

@@ -15,6 +15,7 @@ from msdspn_jax.models.inner import published_inner
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
 from msdspn_jax.tasks.runs import Runs, more_steps
 from msdspn_jax.tasks.summary import Result, write_results
+from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
     read_metrics,
@@ -77,11 +78,12 @@ class Row(NamedTuple):
 
     @property
     def comparable(self) -> bool:
-        """Whether it may stand beside the paper's models: as wide, and as long with Adam.
+        """Whether it may stand beside the paper's models: one of them, as wide, as long with Adam.
 
         With another outer optimiser the number of steps is part of what is compared.
         """
         alike = all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
+        alike = alike and self.variant.removesuffix(self.optimizer) in PUBLISHED
         return alike and (self.steps == PUBLISHED_STEPS or self.optimizer != "")
 
     @property
@@ -154,14 +156,31 @@ def collect(folder: Path, runs: Runs) -> list[Row]:
             "--runs: expected a folder with finished cells of random-sets (see msdspn grid "
             f"--help), got {folder}"
         )
-    return sorted(_row(members, folder) for members in cells.values())
+    rows = {flags: _row(members, folder) for flags, members in cells.items()}
+    return sorted(_told_apart({flags: json.loads(flags) for flags in rows}, rows))
+
+
+def _told_apart(settings: dict[str, dict[str, Any]], rows: dict[str, Row]) -> list[Row]:
+    """Rows of one cell that have the same name, with the flags in which they differ in it."""
+    by_name: dict[Any, list[str]] = {}
+    for which, row in rows.items():
+        by_name.setdefault((row[:3], row.variant), []).append(which)
+    found = []
+    for namesakes in by_name.values():
+        flags = [as_flags(settings[which]) for which in namesakes]
+        differing = [k for k in flags[0] if any(f.get(k) != flags[0][k] for f in flags)]
+        for which, of in zip(namesakes, flags, strict=True):
+            words = "".join(f", {flag} {of[flag]}" for flag in differing if flag in of)
+            found.append(rows[which]._replace(variant=rows[which].variant + words))
+    return found
 
 
 def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
     # Seeds of one run come as their mean and population deviation, so that sums of squares add up.
     counts = np.array([config.replicates for config, _, _ in members])
-    means = np.array([last["loss"] for _, last, _ in members])
-    variances = np.array([last.get("loss_std", 0.0) for _, last, _ in members]) ** 2
+    # Null where it was not finite.
+    means = np.array([last["loss"] for _, last, _ in members], float)
+    variances = np.array([last.get("loss_std", 0.0) for _, last, _ in members], float) ** 2
     mean = np.average(means, weights=counts)
     variance = np.average(variances + (means - mean) ** 2, weights=counts)
     config, _, run = members[0]
@@ -320,7 +339,7 @@ def summary(rows: Sequence[Row]) -> list[Result]:
             "; ".join(map(words, ours)),
             _size(ours),
             f"{sum(row.hours for row in ours):.1f}",
-            "experiments/random_sets/run.sh",
+            "experiments/random_sets/run.sh ten",
         )
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -20,7 +20,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def load(
     path: str, *, images: str | None = None, size: int | None = None, allow_empty: bool = False
 ) -> data.Data:
-    """A data set to train on; kept, so that the next call is for nothing while no file changes.
+    """A data set to train on; kept, so that the next call is for nothing.
+
+    While no file changes; of COCO's only the .json is looked at, not its images.
 
     Args:
         path: .npz, a folder of .npy files, or COCO's .json.
@@ -39,8 +41,12 @@ def load(
     if coco.is_coco(path):
         return _load(path, images, size, allow_empty, tuple(stamps))
     if images is not None:
-        raise UserError(f"--image-dir: expected none with {path}, which is no .json, got {images}")
+        _refuse_image_dir(path, images)
     return _load(path, None, None, allow_empty, tuple(stamps))
+
+
+def _refuse_image_dir(path: str, images: str) -> NoReturn:
+    raise UserError(f"--image-dir: expected none with {path}, which is no .json, got {images}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -80,6 +86,8 @@ def load_for_prediction(path: str, form: Format, *, images: str | None = None) -
             can be read.
     """
     folder = Path(path)
+    if images is not None and not coco.is_coco(path):
+        _refuse_image_dir(path, images)
     files: list[Path] | None = None
     unread: list[str] = []
     if folder.is_dir() and not any(folder.glob("*.npy")):
