@@ -236,6 +236,30 @@ def test_one_diverging_cell_does_not_stop_the_grid(tmp_path, capsys):
     assert "bad-step-1: step 1: the loss is not finite" in capsys.readouterr().err
 
 
+def test_cells_that_differ_in_another_flag_are_told_apart(tmp_path):
+    from msdspn_jax.tasks.autoencoding import report
+    from msdspn_jax.trained import run
+
+    for i, (starts, rate, loss) in enumerate([(None, None, 0.5), (4, None, 0.4), (4, 1e-4, None)]):
+        config = configured(
+            tasks.load("random-sets").Config, set_size=8, steps=5, learning_rate=rate,
+            inner=Inner(num_steps=10, eval_num_starts=starts),
+        ).to_dict()  # fmt: skip
+        record = {"task": "random-sets", "config": config, "devices": ["cpu"], "num_devices": 1}
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "config.json").write_text(json.dumps(record))
+        line = {"step": 5, "split": "val", "loss": loss}  # None: it was not finite.
+        (tmp_path / str(i) / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    rows = report.collect(tmp_path, run)
+    losses = {row.variant: row.loss for row in rows}
+    name = "iDSPN, momentum, --inner.eval-num-starts {}, --learning-rate {}"
+    diverged = name.format(4, 0.0001)
+    assert list(losses) == [name.format(1, 0.001), diverged, name.format(4, 0.001)]
+    assert math.isnan(losses.pop(diverged))
+    assert list(losses.values()) == [0.5, 0.4]
+    assert not any(row.comparable for row in rows)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [5, 20_000])
 def test_report_makes_tables_and_charts(tmp_path, steps):
