@@ -78,10 +78,10 @@ def scenes(
     A predicted object is a circle, as large as its size says, in its predicted color, with its
     number, color and shape beside it. A true object is a dashed white circle, and a line joins it
     to the prediction it is paired with (the assignment of least squared distance over all
-    features). In the list beside the image, wrong words are red, with the distance in CLEVR units
-    and the score behind; then come the true objects that no prediction was left for, and
-    predictions of no object are red altogether. A name in the image is red if any of the four words
-    is wrong. The image is drawn at about 480 x 320 pixels, CLEVR's own.
+    features). In the list beside the image, wrong attributes are red, with the distance in CLEVR
+    units and the score behind; then come the true objects that no prediction was left for, and
+    predictions of no object are red altogether. A name in the image is red if any of the four
+    attributes is wrong. The image is drawn at about 480 x 320 pixels, CLEVR's own.
 
     Args:
         images: any size; squashed ones are shown in the camera's proportions again.

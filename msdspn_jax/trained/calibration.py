@@ -1,9 +1,9 @@
 """Scores that are probabilities: what a model gives, calibrated on scenes with known objects.
 
 Models are trained towards a presence of 1 for objects and 0 for none. Whether an object is *right*,
-all four words and nearly the place, is another question: it depends as well on how clear the words
-are. The score is a logistic curve (Platt, 1999) of two numbers: the presence, and the lead, by how
-much the most doubtful of the four words beats the next one.
+all four attributes and nearly the place, is another question: it depends as well on how clear the
+attributes are. The score is a logistic curve (Platt, 1999) of two numbers: the presence, and the lead, by how
+much the most doubtful of the four attributes beats the next one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jaxtyping import Array, Bool, Float
 from msdspn_jax._check import AnyArray
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
-#: How close, in CLEVR units, an object of the same four words must be for a prediction to be right.
+#: How close, in CLEVR units, an object of the same attributes must be for a prediction to be right.
 DISTANCE = 1.0
 #: What the scores of a model are, for who reads them in a file.
 SCORE = (
-    f"the share of objects of such a score that are right, all four words and within {DISTANCE:g}"
-    " units, as found on procedural scenes that the model was not trained on"
+    "the share of objects of such a score that are right, all four attributes and within"
+    f" {DISTANCE:g} units, as found on procedural scenes that the model was not trained on"
 )
 NO_PROBABILITY = (
     "the presence that the model gave: it was trained towards 1 for objects and 0 for none;"
