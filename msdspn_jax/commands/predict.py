@@ -75,9 +75,9 @@ class Predict:
     for every image that was read; each of its objects has a score, best first. The model in the box
     is calibrated: its score is the share of objects of such a score that were right, all four
     attributes and within one unit, on procedural scenes that it was not trained on. On images
-    unlike those it means less. Other models (--run) give the presence as it is: trained towards 1 for objects and 0
-    for none, it ranks objects and is no probability; values below 0 and above 1 happen. "score" in
-    the file says which it is.
+    unlike those it means less. Other models (--run) give the presence as it is: trained towards 1
+    for objects and 0 for none, it ranks objects and is no probability; values below 0 and above 1
+    happen. "score" in the file says which it is.
 
     Where as many objects are found as the model has elements, there may be more: that is said, and
     the scene has "full": true.

@@ -2,8 +2,8 @@
 
 Models are trained towards a presence of 1 for objects and 0 for none. Whether an object is *right*,
 all four attributes and nearly the place, is another question: it depends as well on how clear the
-attributes are. The score is a logistic curve (Platt, 1999) of two numbers: the presence, and the lead, by how
-much the most doubtful of the four attributes beats the next one.
+attributes are. The score is a logistic curve (Platt, 1999) of two numbers: the presence, and the
+lead, by how much the most doubtful of the four attributes beats the next one.
 """
 
 from __future__ import annotations
