@@ -83,5 +83,6 @@ def test_at_equal_time_the_fast_recipe_is_far_ahead_of_the_published(tmp_path):
         _, taken = trained(name, 20)
         scores[name], taken = trained(name, round(20 * hours / taken))
         assert taken < 1.5 * hours  # The second half has twice the inner steps.
-    assert scores["fast"]["ap_inf"] > max(0.05, 2 * scores["published"]["ap_inf"])
-    assert scores["fast"]["ap_0.5"] > 3 * scores["published"]["ap_0.5"]
+    # Not AP∞, where a guess has 0.05.
+    for threshold, least in (("ap_1", 0.02), ("ap_0.5", 0.005)):
+        assert scores["fast"][threshold] > max(least, 4 * scores["published"][threshold])
