@@ -164,8 +164,9 @@ class PredictSets:
         threshold: float,
     ) -> dict[str, np.ndarray]:
         """With the mask, and the names of features and files."""
-        finite = np.isfinite(found["sets"]).all((1, 2))
-        found["mask"] = np.broadcast_to(finite[:, None], found["sets"].shape[:2]).copy()
+        sets = found["sets"]
+        # Where one number of a set is not finite, none of its elements is taken to be there.
+        found["mask"] = np.tile(np.all(np.isfinite(sets), (1, 2))[:, None], sets.shape[1])
         if "presence" in found:
             chosen = threshold if self.threshold is None else self.threshold
             found["mask"] &= found["presence"] > chosen

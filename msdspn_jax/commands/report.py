@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     if name == "all":
         return _all(rest)
     own = name.endswith(".py") or "." in name
-    module = tasks.load(name) if own or name in tasks.TASKS else None
+    module: Any = tasks.load(name) if own or name in tasks.TASKS else None
     if not hasattr(module, "report"):
         raise UserError(
             f"task: expected one with a report, {', '.join(_reported())}, got {name!r}"
