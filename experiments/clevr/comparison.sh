@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
-# processor time of STEPS steps of iDSPN on the machine at hand: 45 minutes with AVX-512.
+# processor time of STEPS steps of iDSPN on the machine at hand: 50 minutes with AVX-512.
 # One of ten run yet (idspn-0). Unfinished runs go on, finished ones are skipped, also those of
 # which the repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at
 # will.
