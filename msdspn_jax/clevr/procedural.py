@@ -26,7 +26,7 @@ from msdspn_jax.clevr.scene import scene_objects
 SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}
 
 # Increased when the same key no longer gives the same image.
-_VERSION = 1
+_VERSION = 2
 
 
 @functools.partial(jax.jit, static_argnames=("size", "quality", "group", "num_objects"))

@@ -13,7 +13,7 @@ from msdspn_jax.clevr.scene import Scene
 from msdspn_jax.clevr.vectors import Vec, add, dot, scale, sub, unstack
 
 # Lights: radiance times area, colour, side of the square. Key, fill, back.
-LAMP_POWER = (25.0, 7.5, 12.5)
+LAMP_POWER = (24.8, 7.5, 12.5)
 LAMP_COLOR = ((1.0, 0.93231, 0.81666), (0.76167, 0.81772, 1.0), (1.0, 1.0, 1.0))
 LAMP_SIDE = (0.5, 0.5, 1.0)
 SUN_IRRADIANCE = 0.45
@@ -97,7 +97,9 @@ def incident(light: Lights, p: Vec):
     way = _way(light, p)
     inverse_square = 1.0 / dot(way, way)
     direction = scale(way, jnp.sqrt(inverse_square))
-    irradiance = light.power * inverse_square * dot(direction, unstack(light.facing))
+    # A lamp shines to its front only.
+    front = jnp.maximum(dot(direction, unstack(light.facing)), 0.0)
+    irradiance = light.power * inverse_square * front
     return direction, irradiance, inverse_square
 
 

@@ -36,6 +36,7 @@ GROUND_ALBEDO = 0.8
 # Fitted against the reference renders (experiments/clevr/RENDERER.md says on which).
 SIDE_AMBIENT = 0.3
 ROUGH_LIT = 0.9
+AMBIENT = (0.0588, 0.04831, -0.00114, 0.01078, 0.11253, -0.0548, -0.2637, 0.02134, 0.15062)
 BOUNCE = ((0.156, 0.112), (0.352, 0.258), (0.242, 0.203))
 """Radiance on the ground by shape and material of the body, over albedo and side irradiance."""
 
@@ -186,9 +187,14 @@ def _body_point(attributes, p: Vec):
 
 
 def _ambient_ground(p: Vec):
-    """Irradiance on the ground off the backdrop (fitted; it grows towards the backdrop)."""
-    across, _ = sweep_coordinates(p[0], p[1])
-    return np.pi / GROUND_ALBEDO * (0.0124 + 0.00118 * jnp.clip(across + 14.0, -9.0, 18.0))
+    """Irradiance on the ground and the backdrop off each other (experiments/clevr/backdrop.py)."""
+    across, along = sweep_coordinates(p[0], p[1])
+    u = jnp.minimum((across + 12.0) / 12.0, 1.05)
+    v = (along + 26.58) / 10.0
+    total = jnp.full_like(u, AMBIENT[-1])
+    for coefficient in reversed(AMBIENT[:-1]):
+        total = total * u + coefficient
+    return total * (1 - 0.0116 * v - 0.05 * v * v)
 
 
 def _bounce_table(scene: Scene, bodies: Bodies, lights: Lights) -> Float[Array, "3 3 10"]:
