@@ -25,6 +25,10 @@ PAGES = (
         "CONTRIBUTING.md": "contributing.md",
         "experiments/clevr/RENDERER.md": "experiments/renderer.md",
         "experiments/clevr/recipes/README.md": "experiments/clevr_recipes.md",
+        "experiments/clevr/NOTES.md": "experiments/clevr_notes.md",
+        "experiments/random_sets/grid.md": "experiments/random_sets_tables.md",
+        "msdspn_jax/assets/clevr_small.md": "experiments/clevr_model.md",
+        "tests/golden/README.md": "golden.md",
     }
     | {f"docs/{p.name}": p.name for p in sorted(ROOT.glob("docs/*.md"))}
     | {

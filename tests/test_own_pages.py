@@ -44,7 +44,7 @@ def test_figures_of_the_page_about_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = [*SMALL, "--encoder-width", "2", "--hidden-dim", "4", "--latent-dim", "4"]
     run_page("own_data.md", small, {"num, n = 2000, 5": "num, n = 12, 5"})
-    for name in ("boxes.png", "run/figures/predictions.png"):
+    for name in ("boxes.png", "boxes-run/figures/predictions.png"):
         assert Path(name).stat().st_size > 2000
 
 
@@ -53,7 +53,7 @@ def test_figures_of_the_page_about_data_as_it_stands(tmp_path, monkeypatch):
     """Verbatim; minutes on one core. It must have learned something."""
     monkeypatch.chdir(tmp_path)
     run_page("own_data.md", [], {})
-    found = json.loads(Path("run/evaluation.json").read_text())["metrics"]["test"]
+    found = json.loads(Path("boxes-run/evaluation.json").read_text())["metrics"]["test"]
     # What the mean of all boxes would reach: about 0.2, as positions are uniform.
     assert found["error_x"] < 0.15
     assert found["size_right"] > 0.5

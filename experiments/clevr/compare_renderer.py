@@ -68,6 +68,7 @@ def main() -> None:
     result = Result(
         "[renderer](experiments/clevr/RENDERER.md) beside Blender, structural similarity",
         "",
+        "",
         f"{table[:, 1].mean():.3f} (worst scene {b:.3f})",
         f"{len(entries)} scenes, 128 x 128 pixels",
         "",

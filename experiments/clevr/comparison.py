@@ -7,6 +7,7 @@ may come from different machines: all had the processor time of as many steps of
 figure's axis is the share of that time. Runs that are missing are left out.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from msdspn_jax.tasks.summary import put_into
 from msdspn_jax.training.run_folder import read_evaluation, read_metrics, read_record
 
 HERE = Path(__file__).parent
+INNER_STEPS = ("20", "40")
 #: Records by name, in the order of the table.
 ROWS = {
     "iDSPN": ("idspn-0", "idspn-1"),
@@ -30,29 +32,36 @@ ROWS = {
 
 
 def seeds_of(folder, names):
-    """Steps, test scores and validation curve of every record there is."""
+    """Steps, test scores, validation curve, and validation AP0.5 by inner steps of every record."""
     found = []
     for name in names:
         evaluation = read_evaluation(folder / name)
         if evaluation is not None and "test" in evaluation["metrics"]:
             steps = read_record(folder / name)["config"]["steps"]
             curve = [(x["step"] / steps, x["ap_0.5"]) for x in read_metrics(folder / name, "val")]
-            found.append((steps, evaluation["metrics"]["test"], curve))
+            file = folder / name / "figures" / "inner_steps.json"
+            by_inner_steps = json.loads(file.read_text()) if file.exists() else {}
+            found.append((steps, evaluation["metrics"]["test"], curve, by_inner_steps))
     return found
 
 
 def table(found):
     """Markdown: average precision per image by model, seeds side by side, %."""
     heads = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
+    heads += [f"AP0.5, validation, {n} inner steps" for n in INNER_STEPS]
     lines = [
         "| model | seeds | steps | " + " | ".join(heads) + " |",
         "|---" * (3 + len(heads)) + "|",
     ]
     for label, seeds in found.items():
-        steps = "; ".join(f"{steps:,}" for steps, _, _ in seeds)
+        steps = "; ".join(f"{steps:,}" for steps, *_ in seeds)
         cells = [
-            "; ".join(f"{100 * scores[f'ap_{t:g}']:.1f}" for _, scores, _ in seeds)
+            "; ".join(f"{100 * scores[f'ap_{t:g}']:.1f}" for _, scores, *_ in seeds)
             for t in AP_THRESHOLDS
+        ]
+        cells += [
+            "; ".join(f"{100 * by[n]['ap_0.5']:.1f}" for *_, by in seeds if n in by)
+            for n in INNER_STEPS
         ]
         lines.append(f"| {label} | {len(seeds)} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -64,7 +73,7 @@ def figure(found):
     axes = picture.add_subplot()
     for color, (label, seeds) in zip(plots.SERIES * 2, found.items(), strict=False):
         share = 0.5 if "half" in label else 1.0
-        for number, (_, _, curve) in enumerate(seeds):
+        for number, (_, _, curve, _) in enumerate(seeds):
             x, y = zip(*curve, strict=True)
             axes.plot(
                 [100 * share * v for v in x],

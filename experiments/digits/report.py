@@ -55,15 +55,19 @@ def main():
     (FOLDER / "results.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     plots.save(plots.digits(rows), FOLDER / "digits.png")
-    result = Result(
-        "[digits](experiments/digits/README.md), validation loss, " + "; ".join(losses),
-        "",
-        "; ".join(f"{loss:.4f}" for loss in losses.values()),
-        "800 steps, 1 seed; not an experiment of the paper",
-        f"{hours:.2f}",
-        "experiments/digits/run.sh",
-    )
-    write_results(FOLDER, [result])
+    results = [
+        Result(
+            "[digits](experiments/digits/README.md), validation loss",
+            label,
+            "",
+            f"{loss:.4f}",
+            "800 steps, 1 seed; not an experiment of the paper",
+            f"{hours:.2f}",
+            "experiments/digits/run.sh",
+        )
+        for label, loss in losses.items()
+    ]
+    write_results(FOLDER, results)
 
 
 if __name__ == "__main__":

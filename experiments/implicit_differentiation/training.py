@@ -141,6 +141,17 @@ def draw(runs):
     return figure
 
 
+def shared_looks(runs, name):
+    """The looks from the second on until some run of the task has no gradient, and so no angle.
+
+    A mean over all looks would be one over the hard moments of some runs and all of others.
+    """
+    found = [r["lines"] for r in runs if r["task"] == name]
+    looks = range(1, min(map(len, found), default=0))
+    missing = (i for i in looks if any(lines[i]["angle"] is None for lines in found))
+    return looks[: next(missing, looks.stop) - 1]
+
+
 def table(runs):
     """Every seed's score, means of steps and angles, as Markdown."""
     columns = [f"{name}: {SCORES[name][1]} | steps | mean angle" for name in TASKS]
@@ -150,9 +161,7 @@ def table(runs):
         for name in TASKS:
             found = [r["lines"] for r in runs if (r["task"], r["way"]) == (name, way)]
             form = "{:.1%}" if name == "numbering" else "{:.4f}"
-            # The first look is at random parameters, which are the same for all.
-            angles = [line["angle"] for lines in found for line in lines[1:]]
-            angles = [angle for angle in angles if angle is not None]
+            angles = [lines[i]["angle"] for lines in found for i in shared_looks(runs, name)]
             cells.append(", ".join(form.format(lines[-1]["score"]) for lines in found))
             cells.append(f"{np.mean([lines[-1]['step'] for lines in found]):,.0f}" if found else "")
             cells.append(f"{np.mean(angles):.0f}°" if angles else "")

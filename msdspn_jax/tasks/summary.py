@@ -16,7 +16,7 @@ from msdspn_jax.errors import UserError
 
 FILE = "summary{}.json"
 MARK = "msdspn report all"
-_HEAD = ("experiment", "published", "ours", "size of our run", "hours", "command")
+_HEAD = ("experiment", "", "published", "ours", "size of our run", "hours", "command")
 
 
 class Result(NamedTuple):
@@ -24,6 +24,7 @@ class Result(NamedTuple):
 
     Attributes:
         experiment: what was done and measured, the first words a link to the page if wanted.
+        case: which model or data this row is of; nothing where there is one row only.
         published: the paper's number, and whose it is if not the paper's.
         ours: as precise as it is sure.
         size: what our run is smaller in, and the number of seeds.
@@ -32,6 +33,7 @@ class Result(NamedTuple):
     """
 
     experiment: str
+    case: str
     published: str
     ours: str
     size: str
@@ -65,11 +67,18 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown. What rows of one experiment share stands in the first only."""
     lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    above = None
     for result in results:
-        cells = [cell.replace("|", "\\|") for cell in result[:-1]]
-        command = f"`{result.command}`" if result.command else ""
+        own = result
+        if above is not None and above.experiment == result.experiment:
+            shared = ("experiment", "size", "hours", "command")
+            same = [name for name in shared if getattr(result, name) == getattr(above, name)]
+            own = result._replace(**dict.fromkeys(same, ""))
+        above = result
+        cells = [cell.replace("|", "\\|") for cell in own[:-1]]
+        command = f"`{own.command}`" if own.command else ""
         lines.append("| " + " | ".join([*cells, command]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -299,7 +299,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     assert cli.main([*argv[:3], str(tmp_path / "nothing")]) == 2
     # The summary holds what is comparable, and other experiments' rows as they stand.
     (tmp_path / "benchmarks").mkdir()
-    other = summary.Result("speed", "", "3 | 4", "small", "0.1", "msdspn bench layer")
+    other = summary.Result("speed", "", "", "3 | 4", "small", "0.1", "msdspn bench layer")
     summary.write_results(tmp_path / "benchmarks", [other], "layer")
     page = tmp_path / "README.md"
     argv = ["report", "all", "--runs", str(tmp_path / "grid"), "--experiments", str(tmp_path)]

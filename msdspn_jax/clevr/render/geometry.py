@@ -37,11 +37,11 @@ _PROFILE = (
     0.1031182077943137,
     -9.34095231064687,
 )
-_PROFILE_FRONT, _PROFILE_BACK = -23.476, 4.0747
-_SWEEP_LENGTH = 56.485
-_SWEEP = (-0.9032076597213745, 0.4292037785053253)
+PROFILE_FRONT, PROFILE_BACK = -23.476, 4.0747
+SWEEP_LENGTH = 56.485
+SWEEP = (-0.9032076597213745, 0.4292037785053253)
 """World direction (x, y) in which the backdrop rises."""
-_GROUND_ORIGIN = (-24.062761306762695, -17.99666976928711)
+GROUND_ORIGIN = (-24.062761306762695, -17.99666976928711)
 
 
 class Bodies(NamedTuple):
@@ -233,7 +233,7 @@ def body_normal(shape, p: Vec) -> Vec:
 
 def ground_height(sweep: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Height of the backdrop and its slope at a coordinate along the sweep plane."""
-    u = jnp.clip((sweep + 8.0) / 12.5, -1.0, (_PROFILE_BACK + 8.0) / 12.5)
+    u = jnp.clip((sweep + 8.0) / 12.5, -1.0, (PROFILE_BACK + 8.0) / 12.5)
     log_z = jnp.full_like(u, _PROFILE[-1])
     slope = jnp.zeros_like(u)
     for coefficient in reversed(_PROFILE[:-1]):
@@ -245,8 +245,8 @@ def ground_height(sweep: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def sweep_coordinates(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Coordinates of a world point across and along the backdrop's sweep."""
-    dx, dy = x - _GROUND_ORIGIN[0], y - _GROUND_ORIGIN[1]
-    return dx * _SWEEP[0] + dy * _SWEEP[1], -dx * _SWEEP[1] + dy * _SWEEP[0]
+    dx, dy = x - GROUND_ORIGIN[0], y - GROUND_ORIGIN[1]
+    return dx * SWEEP[0] + dy * SWEEP[1], -dx * SWEEP[1] + dy * SWEEP[0]
 
 
 def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array, jax.Array]:
@@ -256,9 +256,9 @@ def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array
     monotonically. It starts where the ray meets the plane z = 0 or leaves the backdrop's top.
     """
     start, _ = sweep_coordinates(origin[0], origin[1])
-    rate = direction[0] * _SWEEP[0] + direction[1] * _SWEEP[1]
+    rate = direction[0] * SWEEP[0] + direction[1] * SWEEP[1]
     t_plane = jnp.where(direction[2] < -1e-6, -origin[2] / direction[2], FAR)
-    t_back = jnp.where(rate > 1e-6, (_PROFILE_BACK - start) / rate, FAR)
+    t_back = jnp.where(rate > 1e-6, (PROFILE_BACK - start) / rate, FAR)
     t = jnp.minimum(jnp.minimum(t_plane, t_back), 1e4)
 
     def newton(_, t):
@@ -272,10 +272,10 @@ def ground_entry(origin: Vec, direction: Vec, steps: int = 3) -> tuple[jax.Array
     met = (
         (t > 0)
         & (jnp.minimum(t_plane, t_back) < FAR)
-        & (across > _PROFILE_FRONT)
-        & (across < _PROFILE_BACK + 0.1)
+        & (across > PROFILE_FRONT)
+        & (across < PROFILE_BACK + 0.1)
         & (along < 0)
-        & (along > -_SWEEP_LENGTH)
+        & (along > -SWEEP_LENGTH)
         & (z > -0.5)
     )
     return t, met
@@ -285,4 +285,4 @@ def ground_normal(x: jax.Array, y: jax.Array) -> Vec:
     across, _ = sweep_coordinates(x, y)
     _, slope = ground_height(across)
     inverse = jax.lax.rsqrt(1 + slope * slope)
-    return -slope * inverse * _SWEEP[0], -slope * inverse * _SWEEP[1], inverse
+    return -slope * inverse * SWEEP[0], -slope * inverse * SWEEP[1], inverse

@@ -33,6 +33,19 @@ from msdspn_jax.clevr.vectors import Vec, add, cross, dot, normalise, scale, sub
 
 GROUND_ALBEDO = 0.8
 
+# Light that ground and backdrop throw on each other: polynomials across the sweep and along it,
+# computed by radiosity (experiments/clevr/backdrop.py).
+AMBIENT = (0.0588, 0.04831, -0.00114, 0.01078, 0.11253, -0.0548, -0.2637, 0.02134, 0.15062)
+AMBIENT_ALONG = (-0.0116, -0.05)
+
+# Fitted against the reference renders (experiments/clevr/RENDERER.md says on which).
+SIDE_AMBIENT = 0.3
+ROUGH_LIT = 0.9
+BOUNCE = ((0.156, 0.112), (0.352, 0.258), (0.242, 0.203))
+"""Radiance on the ground by shape and material of the body, over albedo and side irradiance."""
+
+_ALBEDO = 0.8
+
 # Fitted against the reference renders (experiments/clevr/RENDERER.md says on which).
 SIDE_AMBIENT = 0.3
 ROUGH_LIT = 0.9
@@ -68,7 +81,7 @@ class GroundLight(NamedTuple):
     direct: Float[Array, "4 *p"]
     """Irradiance off each light, grey."""
     ambient: Float[Array, "*p"]
-    """Irradiance off the backdrop."""
+    """Irradiance off the rest of the ground and the backdrop."""
     bounce: Float[Array, "3 *p"]
     """Radiance that bodies add."""
 
@@ -77,7 +90,7 @@ def ground_light(stage: Stage, p: Vec) -> GroundLight:
     """Light on the ground at p, were nothing in its shadow."""
     normal = ground_normal(p[0], p[1])
     direct = direct_diffuse(stage.lights, p, normal, jnp.ones(4))
-    ambient = _ambient_ground(p)
+    ambient = ambient_ground(*sweep_coordinates(p[0], p[1]))
     return GroundLight(direct, ambient, jnp.stack(_bounce(stage, p)))
 
 
@@ -186,15 +199,13 @@ def _body_point(attributes, p: Vec):
     return n, normalise(tangent)
 
 
-def _ambient_ground(p: Vec):
-    """Irradiance on the ground and the backdrop off each other (experiments/clevr/backdrop.py)."""
-    across, along = sweep_coordinates(p[0], p[1])
-    u = jnp.minimum((across + 12.0) / 12.0, 1.05)
-    v = (along + 26.58) / 10.0
+def ambient_ground(across: jax.Array, along: jax.Array) -> jax.Array:
+    """Irradiance that ground and backdrop throw on each other, at sweep coordinates."""
+    u, v = jnp.minimum((across + 12.0) / 12.0, 1.05), (along + 26.58) / 10.0
     total = jnp.full_like(u, AMBIENT[-1])
     for coefficient in reversed(AMBIENT[:-1]):
         total = total * u + coefficient
-    return total * (1 - 0.0116 * v - 0.05 * v * v)
+    return total * (1 + AMBIENT_ALONG[0] * v + AMBIENT_ALONG[1] * v * v)
 
 
 def _bounce_table(scene: Scene, bodies: Bodies, lights: Lights) -> Float[Array, "3 3 10"]:
@@ -263,7 +274,7 @@ def _environment(
         rough = jnp.full_like(sharp, ROUGH_LIT, jnp.float32)
         visible = jnp.stack([sharp.astype(jnp.float32), rough], axis=1)
     e = direct_diffuse(lights, q, n, visible)
-    ambient = jnp.where(hit, ambient_body(n), _ambient_ground(q))
+    ambient = jnp.where(hit, ambient_body(n), ambient_ground(*sweep_coordinates(q[0], q[1])))
     # A metal seen in a metal: its rough lobe as if diffuse, its sharp one as the plain ground.
     metal = hit & (attributes[6] > 0.5)
     mirrored_z = direction[2] - 2 * dot(direction, n) * n[2]

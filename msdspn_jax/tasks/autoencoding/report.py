@@ -237,17 +237,9 @@ def _spread(row: Row) -> str:
 
 
 def _size(rows: Sequence[Row]) -> str:
-    """Training steps and seeds of rows: one pair for all, or what belongs to which variant."""
-    variants: dict[tuple[int, int], set[str]] = {}
-    for row in rows:
-        variants.setdefault((row.steps, row.replicates), set()).add(row.variant)
-    words = []
-    for (steps, seeds), of in sorted(variants.items(), reverse=True):
-        size = f"{steps:,} steps, {seeds} seed{'s' * (seeds > 1)}"
-        if len(variants) > 1:
-            size += f" ({'; '.join(v for v in _variants(rows) if v in of)})"
-        words.append(size)
-    return "; ".join(words)
+    """Training steps and seeds of the rows of one variant."""
+    sizes = dict.fromkeys((row.steps, row.replicates) for row in rows)
+    return "; ".join(f"{steps:,} steps, {seeds} seed{'s' * (seeds > 1)}" for steps, seeds in sizes)
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -312,35 +304,27 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:
-    """A row for the README: what at n = d = 8 may stand beside the paper's."""
+    """Rows for the README: what at n = d = 8 may stand beside the paper's, by variant."""
+    order = _variants(rows)
     ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
-    if not ours:
-        return []
+    ours.sort(key=lambda row: (order.index(row.variant), row.inner_steps))
 
     def words(row: Row) -> str:
-        more = "".join(
-            f", evaluated with {steps}: {loss:.4f}"
-            for steps, loss in row.more_steps.items()
-            if int(steps) == 2 * row.inner_steps
-        )
-        return f"{row.variant}, {row.inner_steps} inner steps: {row.loss:.4f}{more}"
+        twice = row.more_steps.get(str(2 * row.inner_steps))
+        more = "" if twice is None else f", decoded with {2 * row.inner_steps}: {twice:.4f}"
+        return f"{row.inner_steps} inner steps: {row.loss:.4f}{more}"
 
-    order = _variants(rows)
-    ours.sort(key=lambda row: (order.index(row.variant), row.inner_steps))
-    published = [
-        f"{variant}, {steps} inner steps: {loss}"
-        for variant, by_steps in PUBLISHED.items()
-        for steps, loss in by_steps.items()
-    ]
     return [
         Result(
-            "[random sets](experiments/random_sets/README.md), n = d = 8, validation loss",
-            "; ".join(published),
-            "; ".join(map(words, ours)),
-            _size(ours),
-            f"{sum(row.hours for row in ours):.1f}",
+            "[random sets](experiments/random_sets/README.md), n = d = 8: validation loss",
+            variant,
+            "; ".join(f"{n} inner steps: {x}" for n, x in PUBLISHED.get(variant, {}).items()),
+            "; ".join(words(row) for row in ours if row.variant == variant),
+            _size([row for row in ours if row.variant == variant]),
+            f"{sum(row.hours for row in ours if row.variant == variant):.1f}",
             "experiments/random_sets/run.sh ten",
         )
+        for variant in dict.fromkeys(row.variant for row in ours)
     ]
 
 

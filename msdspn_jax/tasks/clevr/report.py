@@ -196,20 +196,20 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:
-    """A row for the README: AP0.5 per image of every model."""
+    """Rows for the README: AP0.5 per image of every model."""
     published = {name: cells[2] for name, _, cells in PUBLISHED}
-    first = rows[0].config
     return [
         Result(
-            "[CLEVR](experiments/clevr/README.md), AP0.5 per image, %, "
-            + "; ".join(row.label for row in rows),
-            "; ".join(published.get(NAMES[row.config.model], "") for row in rows)
-            + " (slot models: by the other protocol, DSPN: not known to us)",
-            "; ".join(_percent(row.scores, "ap_0.5") for row in rows),
-            f"{first.size} x {first.size}, {first.min_objects} to {first.max_objects} objects",
-            f"{sum(row.hours for row in rows):.1f}",
+            "[CLEVR](experiments/clevr/README.md), AP0.5, %, per image",
+            row.label,
+            published.get(NAMES[row.config.model], ""),
+            _percent(row.scores, "ap_0.5"),
+            f"{row.config.size} x {row.config.size}, "
+            f"{row.config.min_objects} to {row.config.max_objects} objects",
+            f"{row.hours:.1f}",
             "msdspn train clevr",
         )
+        for row in rows
     ]
 
 
