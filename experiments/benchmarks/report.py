@@ -20,8 +20,8 @@ NAMES = {
     "torch-bfloat16": "bfloat16",
     "torchdeq": "TorchDEQ",
     "jax-sort-unrolled": "JAX, `jnp.sort`, unrolled",
-    "jaxopt": "jaxopt",
-    "optimistix": "Optimistix",
+    "jaxopt": "jaxopt, `jnp.sort`",
+    "optimistix": "Optimistix, `jnp.sort`",
 }
 
 
@@ -106,19 +106,6 @@ def matchings(rows):
     return markdown(["n", "sets", "trained", "untrained", "unrelated"], lines)
 
 
-def replicates(rows):
-    found = {}
-    for row in rows:
-        if row["axis"] == "replicates":
-            found.setdefault(row["mode"].removeprefix("width "), {})[row["value"]] = row
-    lines = [
-        [width, f"{1e3 * by[1]['wall_seconds']:.3g}",
-         *(f"{by[n]['wall_seconds'] / by[1]['wall_seconds']:.1f}" for n in (2, 4, 8))]
-        for width, by in found.items()
-    ]  # fmt: skip
-    return markdown(["width", "one seed, ms", "2 seeds", "4 seeds", "8 seeds"], lines)
-
-
 def starts(rows):
     """Wall-clock seconds, cold and warm where that makes a difference."""
     found = {}
@@ -159,7 +146,6 @@ def main():
         "encoders": encoders(peers),
         "pools": pools(peers),
         "matching": matchings(read("matching")),
-        "replicates": replicates(scaling),
         "starts": starts(read("startup")),
     }
     for name, text in tables.items():

@@ -1,5 +1,4 @@
-"""Time and memory of the layer against its sizes and against replicates trained side by side,
-and the time of the ways to find ranks against n.
+"""Time and memory of the layer against its sizes, and the time of the ways to find ranks.
 
     python experiments/benchmarks/scaling.py
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import msdspn_jax as ms
+from msdspn_jax import plots
 from msdspn_jax.adjoints import parse_adjoint
 from msdspn_jax.bench import layer as benchmarks
 
@@ -31,8 +31,6 @@ SWEEPS = {
     "batch": (4, 16, 64, 256),
 }
 MODES = ("identity", "neumann:3", "unrolled")
-REPLICATES = (1, 2, 4, 8)
-REPLICATE_WIDTHS = (32, 64, 128, 256, 512)
 RANK_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -68,19 +66,6 @@ def layers(repeat):
                 yield {"axis": axis, "value": value, "mode": mode} | measured
 
 
-def replicates(repeat):
-    """Seeds side by side by `vmap`, on random-8x8 made narrower."""
-    for width in REPLICATE_WIDTHS:
-        case = dataclasses.replace(benchmarks.LAYER_CASES["random-8x8"], width=width)
-        layer = benchmarks.build_layer(case)
-        params, *rest = layer.arguments
-        for number in REPLICATES:
-            copies = jax.tree.map(lambda x, number=number: jnp.stack([x] * number), params)
-            step = jax.vmap(layer.training_step, in_axes=(0, None, None, None))
-            measured = timed(step, (copies, *rest), repeat)
-            yield {"axis": "replicates", "value": number, "mode": f"width {width}"} | measured
-
-
 def ranks(repeat):
     for n in RANK_SIZES:
         features = jax.random.normal(jax.random.key(0), (16, n, 64))
@@ -94,35 +79,34 @@ def ranks(repeat):
 
 
 def draw(rows, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [a for a in (*SWEEPS, "replicates", "ranks") if any(r["axis"] == a for r in rows)]
-    figure, axes = plt.subplots(
-        2, len(shown), figsize=(3.6 * len(shown), 6.5), layout="constrained", squeeze=False
-    )
-    for column, axis in enumerate(shown):
+    """Processor seconds (above) and bytes (below) of a training step; ranks: the last column."""
+    figure = plots.new_figure(11, 5.2)
+    axes = figure.subplots(2, len(SWEEPS) + 1)
+    titles = {"num_steps": "inner steps", "batch": "sets", "ranks": "n"}
+    for column, axis in enumerate((*SWEEPS, "ranks")):
         for row, key in enumerate(("processor_seconds", "temp_bytes")):
             plot = axes[row, column]
             points = [r for r in rows if r["axis"] == axis and key in r]
             if not points:
                 plot.axis("off")
                 continue
-            for mode in dict.fromkeys(r["mode"] for r in points):
+            modes = dict.fromkeys(r["mode"] for r in points)
+            for mode, color in zip(modes, plots.SERIES, strict=False):
                 chosen = [r for r in points if r["mode"] == mode]
                 xs, ys = zip(*[(r["value"], r[key]) for r in chosen], strict=True)
-                plot.loglog(xs, ys, "o-", label=mode)
+                plot.loglog(xs, ys, "o-", ms=4, color=color, label=mode)
             sizes = sorted({r["value"] for r in points})
-            plot.set_xticks(sizes[:: 1 + len(sizes) // 6], minor=False)
+            plot.set_xticks(sizes[:: 1 + len(sizes) // 5], minor=False)
             plot.xaxis.set_major_formatter("{x:.0f}")
-            plot.minorticks_off()
-            plot.legend()
-            plot.set_xlabel({"ranks": "n", "num_steps": "inner steps"}.get(axis, axis))
-            plot.set_ylabel({"temp_bytes": "bytes"}.get(key, "processor seconds"))
-        axes[0, column].set_title("finding ranks" if axis == "ranks" else "training step")
-    figure.savefig(path, dpi=110)
+            plot.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            plot.set_xlabel(titles.get(axis, axis))
+            plots.plain_axes(plot)
+            if row == 0 and axis in ("n", "ranks"):
+                plot.legend(frameon=False, fontsize=8)
+                plot.set_title("training step" if axis == "n" else "finding ranks", fontsize=10)
+    axes[0, 0].set_ylabel("processor seconds")
+    axes[1, 0].set_ylabel("temporary memory, bytes")
+    plots.save(figure, path)
 
 
 def main():
@@ -130,7 +114,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     repeat = parser.parse_args().repeat
     rows = []
-    for part in (ranks, replicates, layers):
+    for part in (ranks, layers):
         for row in part(repeat):
             rows.append(row | {"device": benchmarks.device_name()})
             print(json.dumps(row), flush=True)

@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
 # processor time of STEPS steps of iDSPN on the machine at hand: 50 minutes with AVX-512.
-# One of ten run yet (idspn-0). Unfinished runs go on, finished ones are skipped, also those of
-# which the repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at
-# will.
+# Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
+# (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
 #   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core (AVX-512)
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. What a
 # step takes is measured first, for iDSPN and for the model at hand, as the processor time of 60
-# steps less that of 20: so runs of different machines can stand in one table. The learning rate
+# steps less that of 20 (Slot Attention: 9 less 3): so runs of different machines can stand in one table. The learning rate
 # falls to zero at the end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -34,31 +33,34 @@ spent() { # steps, flags: processor seconds of so many steps, with the start and
 subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime)' \
-    $MSDSPN train clevr "${@:2}" --steps "$1" --evaluate-every "$1" --run-dir "$RUNS/pace"
+    $MSDSPN train clevr "${@:2}" --steps "$1" --evaluate-every 1000 --run-dir "$RUNS/pace"
 }
 
-pace() { # file, flags: puts the processor seconds of 40 steps into the file, once a machine
-  local file=$1
+pace() { # file, steps, flags: puts the processor seconds of a step into the file, once a machine
+  local file=$1 steps=$2
   if [[ -e $file ]]; then return; fi
   mkdir -p "$RUNS"
   local short long
-  short=$(spent 20 "${@:2}")  # renders and compiles; both are kept for the next
-  short=$(spent 20 "${@:2}")
-  long=$(spent 60 "${@:2}")
-  $PYTHON -c "print($long - $short)" > "$file.new"
+  short=$(spent "$steps" "${@:3}")  # renders and compiles; both are kept for the next
+  short=$(spent "$steps" "${@:3}")
+  long=$(spent $((3 * steps)) "${@:3}")
+  $PYTHON -c "print(($long - $short) / (2 * $steps))" > "$file.new"
   mv "$file.new" "$file"
 }
 
 train() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}")
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
-  pace "$RUNS/reference.pace" "${images[@]}" "${idspn[@]}"
-  pace "$RUNS/$name.pace" "${flags[@]}"
+  local sample=20
+  if [[ $name == slot-attention* ]]; then sample=3; fi  # Convolutions of 5 x 5 at full size.
+  pace "$RUNS/reference.pace" 20 "${images[@]}" "${idspn[@]}"
+  pace "$RUNS/$name.pace" "$sample" "${flags[@]}"
   local steps reference own
   reference=$(cat "$RUNS/reference.pace") own=$(cat "$RUNS/$name.pace")
   steps=$($PYTHON -c "print(int(round($STEPS * $share * $reference / $own, -1)) or 10)")
+  if [[ $name == slot-attention* ]]; then flags+=(--outer.warmup-steps $((steps / 20))); fi
   $MSDSPN train clevr "${flags[@]}" --steps "$steps" --evaluate-every $((steps / 10)) \
-    --checkpoint-every 200 --resume auto --run-dir "$RUNS/$name"
+    --checkpoint-every $((steps < 1000 ? 20 : 200)) --resume auto --run-dir "$RUNS/$name"
   $MSDSPN evaluate "$RUNS/$name"
   $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
@@ -68,7 +70,7 @@ for name in "${@:-${all[@]}}"; do
   case $name in
     idspn-[01]) train "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
     dspn-[01]) train "$name" 1 "${dspn[@]}" --seed "${name##*-}" ;;
-    slot-attention) train "$name" 1 "${slots[@]}" ;;  # its own schedule
+    slot-attention) train "$name" 1 "${slots[@]}" ;;  # its own schedule, warm-up apart
     slot-attention-muon) train "$name" 1 "${slots[@]}" "${muon[@]}" ;;
     slot-mlp) train "$name" 1 --model slot-mlp "${muon[@]}" ;;
     relation | sum | mean) train "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;

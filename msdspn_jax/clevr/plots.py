@@ -129,13 +129,14 @@ def average_precision_by_steps(
     protocol: str,
 ) -> Figure:
     """Test-time compute: average precision by number of inner steps, a line a threshold."""
+    from matplotlib import colormaps
+
     figure = new_figure(4.6, 3.4)
     axes = figure.subplots()
     steps = sorted(scores)
     table = 100 * np.array([scores[step] for step in steps])
-    shades = np.linspace(0, 1, len(thresholds))
-    for column, threshold, shade in zip(table.T, thresholds, shades, strict=True):
-        color = (0.0, 0.47 * (1 - shade) + 0.2 * shade, 0.55 - 0.3 * shade, 1 - 0.65 * shade)
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(thresholds)))
+    for column, threshold, color in zip(table.T, thresholds, shades, strict=True):
         label = "AP" + ("∞" if np.isinf(threshold) else f"{threshold:g}")
         axes.plot(steps, column, "o-", color=color, ms=4, lw=1.5, label=label)
     axes.set_xscale("log", base=2)
