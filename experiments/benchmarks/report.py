@@ -140,7 +140,7 @@ def summary(rows):
 
 
 def main():
-    peers, scaling = read("peers"), read("scaling")
+    peers = read("peers")
     tables = {
         "decoders": decoders(peers),
         "encoders": encoders(peers),

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 import msdspn_jax as ms
 from msdspn_jax import plots

@@ -13,6 +13,9 @@ from msdspn_jax.plots import PREDICTION, SERIES, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BOX = "#ffd60a"
+"""Of predicted boxes: seen on most photographs, with its dark edge."""
+
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 """Of target [n, d] and prediction [m, d]."""
 
@@ -47,18 +50,21 @@ def boxes(images: UInt8[np.ndarray, "num side side 3"], pairs: Pairs) -> Figure:
     Boxes are (x, y, w, h), centre and size, as shares of the image; further features are not drawn.
     """
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
+    edge = [withStroke(linewidth=3, foreground="#222")]
     figure, axes = _grid(len(pairs))
     for one, image, (target, prediction) in zip(axes, images, pairs, strict=True):
         side = len(image)
         one.imshow(image, extent=(0, side, side, 0))
-        for elements, color, width in ((target, "white", 1.0), (prediction, PREDICTION, 1.8)):
+        for elements, color, width in ((target, "white", 1.0), (prediction, BOX, 1.8)):
             for x, y, w, h in elements[:, :4] * side:
                 corner = (x - w / 2, y - h / 2)
                 box = Rectangle(corner, w, h, fill=False, edgecolor=color, lw=width)
+                box.set_path_effects(edge)
                 one.add_patch(box)
         one.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[])
-    figure.suptitle("white: target boxes   red: predicted boxes", fontsize=9, color="#555")
+    figure.suptitle("white: target boxes   yellow: predicted boxes", fontsize=9, color="#555")
     return figure
 
 
