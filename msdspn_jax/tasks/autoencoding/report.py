@@ -237,9 +237,17 @@ def _spread(row: Row) -> str:
 
 
 def _size(rows: Sequence[Row]) -> str:
-    """Training steps and seeds of the rows of one variant."""
-    sizes = dict.fromkeys((row.steps, row.replicates) for row in rows)
-    return "; ".join(f"{steps:,} steps, {seeds} seed{'s' * (seeds > 1)}" for steps, seeds in sizes)
+    """Training steps and seeds of rows: one pair for all, or what belongs to which variant."""
+    variants: dict[tuple[int, int], set[str]] = {}
+    for row in rows:
+        variants.setdefault((row.steps, row.replicates), set()).add(row.variant)
+    words = []
+    for (steps, seeds), of in sorted(variants.items(), reverse=True):
+        size = f"{steps:,} steps, {seeds} seed{'s' * (seeds > 1)}"
+        if len(variants) > 1:
+            size += f" ({'; '.join(v for v in _variants(rows) if v in of)})"
+        words.append(size)
+    return "; ".join(words)
 
 
 def tables(rows: Sequence[Row]) -> str:
