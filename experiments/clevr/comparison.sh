@@ -8,7 +8,7 @@
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. What a
 # step takes is measured first, for iDSPN and for the model at hand, as the processor time of 60
-# steps less that of 20 (Slot Attention: 9 less 3): so runs of different machines can stand in one table. The learning rate
+# steps less that of 20 (Slot Attention: 18 less 6): so runs of different machines can stand in one table. The learning rate
 # falls to zero at the end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -52,7 +52,7 @@ train() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}")
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
   local sample=20
-  if [[ $name == slot-attention* ]]; then sample=3; fi  # Convolutions of 5 x 5 at full size.
+  if [[ $name == slot-attention* ]]; then sample=6; fi  # Convolutions of 5 x 5 at full size.
   pace "$RUNS/reference.pace" 20 "${images[@]}" "${idspn[@]}"
   pace "$RUNS/$name.pace" "$sample" "${flags[@]}"
   local steps reference own

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax.models.convolution import conv_general_dilated
 from msdspn_jax.models.resnet import unit_range
 
 
@@ -34,7 +35,11 @@ class ConvFeatures(nn.Module):
             raise ValueError(f"images: expected shape [batch, h, w, 3], got {images.shape}")
         x = 2 * unit_range(images) - 1
         for i, stride in enumerate(self.strides):
-            x = nn.relu(nn.Conv(self.features, (5, 5), (stride, stride), name=f"conv{i + 1}")(x))
+            convolution = nn.Conv(
+                self.features, (5, 5), (stride, stride), name=f"conv{i + 1}",
+                conv_general_dilated=conv_general_dilated,
+            )  # fmt: skip
+            x = nn.relu(convolution(x))
         x = x + nn.Dense(self.features, name="position")(_position_grid(*x.shape[1:3]))
         x = x.reshape(x.shape[0], -1, self.features)
         x = nn.LayerNorm(name="norm")(x)
