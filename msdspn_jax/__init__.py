@@ -59,7 +59,13 @@ from msdspn_jax.equivariance import (
     example_sets,
     push_apart,
 )
-from msdspn_jax.losses import chamfer_loss, hungarian_loss, numbering_loss, pairwise_smooth_l1
+from msdspn_jax.losses import (
+    chamfer_loss,
+    hungarian_loss,
+    numbering_assignment,
+    numbering_loss,
+    pairwise_smooth_l1,
+)
 from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
 from msdspn_jax.matching.bottleneck import assign_bottleneck
 from msdspn_jax.metrics import numbering_accuracy
@@ -132,6 +138,7 @@ __all__ = [
     "nesterov",
     "neumann",
     "numbering_accuracy",
+    "numbering_assignment",
     "numbering_loss",
     "pairwise_smooth_l1",
     "parse_adjoint",

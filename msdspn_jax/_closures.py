@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +54,18 @@ def opened(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened, 
     return Opened(closed.jaxpr, "", function), closed.consts
 
 
+def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """A function with what it closes over as its first argument, and that."""
+    closed, shape = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*examples)
+    tree = jax.tree.structure(shape)
+
+    def explicit(hidden, *args):
+        whole = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, hidden))
+        return jax.tree.unflatten(tree, whole(*jax.tree.leaves(args)))
+
+    return explicit, closed.consts
+
+
 def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened, list[Any]] | None:
     """As `opened`, to be compared with others; None if that cannot be.
 
@@ -70,20 +84,40 @@ def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened,
     return Opened(rest.jaxpr, str(rest.jaxpr), None if whole else function), hidden
 
 
+def holds_tracer(value: Any, *, depth: int = 8) -> bool:
+    """Whether a tracer is in a value, or in what its functions close over."""
+    if isinstance(value, jax.core.Tracer):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, dict):
+        parts = list(value.values())
+    else:
+        # Of a name that is not bound yet the cell is empty.
+        cells = getattr(value, "__closure__", None) or ()
+        parts = [cell.cell_contents for cell in cells if cell != types.CellType()]
+    return any(holds_tracer(part, depth=depth - 1) for part in parts)
+
+
 def is_fixed(function: Any) -> bool:
     """Whether something computes the same for ever, being made of values that do not change.
 
-    True of flax modules and their methods (which then may use no global that changes), of frozen
-    dataclasses of such things, and of this library's own functions. A function of the user's may
-    use what the user changes.
+    True of this library's functions and frozen dataclasses, of flax's modules and its own, and of
+    their methods. What the user wrote may use what the user changes.
     """
-    if function is None or isinstance(function, nn.Module | str | int | float):
+    if function is None or isinstance(function, str | int | float):
         return True
+    if isinstance(function, nn.Module):
+        return type(function).__module__.startswith(("msdspn_jax.", "flax."))
     if inspect.ismethod(function):
         return is_fixed(function.__self__)
     if inspect.isfunction(function):
         return function.__module__.startswith("msdspn_jax.") and function.__closure__ is None
-    if dataclasses.is_dataclass(function) and type(function).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if dataclasses.is_dataclass(function) and type(function).__module__.startswith("msdspn_jax."):
         fields = dataclasses.fields(function)
         return all(is_fixed(getattr(function, field.name)) for field in fields)
     return False

@@ -44,6 +44,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
+from msdspn_jax._closures import hoisted
 from msdspn_jax._varying import vary_like
 from msdspn_jax.energy import Energy, Params
 
@@ -186,33 +187,57 @@ class Implicit:
         """See `Adjoint.wrap`."""
         fixed_point = descent.fixed_point
 
-        @jax.custom_jvp
-        def minimum(params, context, initial_sets, num_steps):
+        def run(params, context, initial_sets, num_steps):
             start = descent.init(params, context, fixed_point.project(initial_sets))
             state = descent.run(params, context, start, num_steps)
             # As a float: shard_map cannot mark the tangents of integers as varying over devices.
             steps = state.num_steps.astype(jnp.float32)
             return End(state.sets, state.evaluated, steps, state.trajectory)
 
-        @minimum.defjvp
-        def rule(primals, tangents):
-            params, context, *_ = primals
-            end = minimum(*primals)
-            sets = end.evaluated
-            # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b: equation (3).
-            _, b = jax.jvp(
-                lambda params, context: fixed_point.step(params, context, sets),
-                (params, context),
-                tangents[:2],
-            )
-            tangent = self.solve(_linearise(fixed_point, params, context, sets), b)
-            nothing = jax.tree.map(jnp.zeros_like, end)
-            return end, nothing._replace(sets=tangent, evaluated=tangent)
-
         def solve(params, context, initial_sets):
-            # A traced number is passed as an argument: a custom derivative may not close over it.
+            # A custom derivative sees arguments only: what energy, projection and optimiser close
+            # over becomes one, and so does a traced number of steps.
             traced = descent.num_steps if isinstance(descent.num_steps, jax.Array) else None
-            end = minimum(params, context, initial_sets, traced)
+            point = vary_like(initial_sets, params, context)
+            runs, in_run = hoisted(run, params, context, initial_sets, traced)
+            gradient, in_gradient = hoisted(fixed_point.gradient, params, context, point)
+            project, in_project = hoisted(fixed_point.project, point)
+
+            @jax.custom_jvp
+            def minimum(hidden, params, context, initial_sets, num_steps):
+                return runs(hidden[0], params, context, initial_sets, num_steps)
+
+            @minimum.defjvp
+            def rule(primals, tangents):
+                hidden, params, context, *_ = primals
+                end = minimum(*primals)
+                sets = end.evaluated
+
+                def step(in_gradient, params, context):
+                    return project(hidden[2], sets - gradient(in_gradient, params, context, sets))
+
+                # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b: equation (3).
+                (_, in_gradient_dot, in_project_dot), *others_dot = tangents[:3]
+                _, b = jax.jvp(step, (hidden[1], params, context), (in_gradient_dot, *others_dot))
+                linearised = _linearise(
+                    lambda sets: gradient(hidden[1], params, context, sets),
+                    lambda points: project(hidden[2], points),
+                    sets,
+                )
+                if in_project:
+                    # What moves the feasible sets themselves is no tangent of them, as b is:
+                    # (I − ∂T/∂Y)⁻¹ c = c + (I − ∂T/∂Y)⁻¹ ∂T/∂Y c.
+                    point = sets - gradient(hidden[1], params, context, sets)
+                    _, c = jax.jvp(lambda held: project(held, point), (hidden[2],),
+                                   (in_project_dot,))  # fmt: skip
+                    tangent = c + self.solve(linearised, b + c - linearised.residual(c))
+                else:
+                    tangent = self.solve(linearised, b)
+                nothing = jax.tree.map(jnp.zeros_like, end)
+                return end, nothing._replace(sets=tangent, evaluated=tangent)
+
+            hidden = (in_run, in_gradient, in_project)
+            end = minimum(hidden, params, context, initial_sets, traced)
             return end._replace(num_steps=end.num_steps.astype(jnp.int32))
 
         return solve
@@ -268,16 +293,21 @@ class ConjugateGradient(Implicit):
             raise ValueError(f"damping: expected a number >= 0, got {self.damping!r}")
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
-        """Solve (P H P + δ I) u = P b: the system restricted to the range of P."""
-        hessian, project = linearised
+        """Solve (I − ∂T/∂Y) u = b by u = P w: P (I − P + H P) w + δ w = b, which is symmetric.
 
-        def operator(u):
-            return project(hessian(project(u))) + self.damping * u
+        b is in the range of P, as every derivative of T is. On flat faces P² = P, and what is left
+        is P H P; where the constraint is curved, I − P is its share.
+        """
+        hessian, project = _where_seen(linearised, b)
+
+        def operator(w):
+            u = project(w)
+            return project(w - u + hessian(u)) + self.damping * w
 
         def descend(operator, b):
-            return _conjugate_gradients(operator, project(b), self.max_steps)
+            return _conjugate_gradients(operator, b, self.max_steps)
 
-        return _solve(operator, b, descend, symmetric=True)
+        return project(_solve(operator, b, descend, symmetric=True))
 
     def __str__(self) -> str:
         """The spelling that `parse_adjoint` reads."""
@@ -296,6 +326,7 @@ class Exact(Implicit):
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
         """Solve (I − ∂T/∂Y) u = b."""
+        linearised = _where_seen(linearised, b)
         small = b.shape[1] * b.shape[2] <= 1024
         dense = self.method == "dense" or (self.method == "auto" and small)
         return _solve(linearised.residual, b, _dense_solve if dense else _normal_cg)
@@ -389,9 +420,10 @@ def exact(*, method: str = "auto") -> Exact:
 
     Args:
         method: "dense" builds the matrix I − ∂T/∂Y, which takes n · d products with H and (n · d)²
-            numbers a set, and factorises it. "cg" solves its normal equations to a tight tolerance
-            in little memory (by jaxopt). "auto" is dense up to n · d = 1024, else "cg". The dense
-            way solves for 16-bit sets in float32.
+            numbers a set, and factorises it. "cg" solves its normal equations in little memory (by
+            jaxopt); they square the condition number, so in float32 it is right up to some 10³ of
+            it: use float64 above. "auto" is dense up to n · d = 1024, else "cg". The dense way
+            solves for 16-bit sets in float32.
 
     A singular system (an energy with flat directions, for instance two elements that the encoder
     cannot tell apart and no proximity term) has no implicit derivative; the result is not finite,
@@ -426,12 +458,23 @@ def unrolled(*, rematerialise: bool = False) -> Unrolled:
 # --- the linear algebra ---
 
 
-def _linearise(fixed_point: FixedPoint, params, context, sets) -> Linearised:
-    gradient, hessian = jax.linearize(
-        lambda sets: fixed_point.gradient(params, context, sets), sets
-    )
-    _, project = jax.linearize(fixed_point.project, sets - gradient)
+def _linearise(gradient_at, project_at, sets) -> Linearised:
+    gradient, hessian = jax.linearize(gradient_at, sets)
+    _, project = jax.linearize(project_at, sets - gradient)
     return Linearised(hessian, project)
+
+
+def _where_seen(linearised: Linearised, b: Sets) -> Linearised:
+    """H with a one on the diagonal for entries that the energy does not see.
+
+    Rows of H are zero there, as for elements that a mask says are absent: any u solves them, and
+    no solver would. One product with a vector without zeros finds them.
+    """
+    hessian, project = linearised
+    probe = jax.random.normal(jax.random.key(0), b.shape[1:], b.dtype)
+    image = hessian(vary_like(jnp.broadcast_to(probe, b.shape), b))
+    seen = lax.stop_gradient(image) != 0
+    return Linearised(lambda w: jnp.where(seen, hessian(w), w), project)
 
 
 def _solve(operator, b: Sets, solve, *, symmetric: bool = False) -> Sets:
@@ -450,7 +493,7 @@ def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
     vanish.
     """
     dtype = b.dtype
-    tiny = float(jnp.finfo(dtype).eps) ** 2
+    tiny = (8 * float(jnp.finfo(dtype).eps)) ** 2
     b = b.astype(jnp.promote_types(dtype, jnp.float32))
     squared = _dot(b, b)
     enough = tiny * squared

@@ -22,9 +22,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
-from msdspn_jax._closures import is_fixed, opened, spelled
+from msdspn_jax._closures import holds_tracer, is_fixed, opened, spelled
 from msdspn_jax._varying import vary_like
-from msdspn_jax.adjoints import Adjoint, FixedPoint, Projection, Sets, identity
+from msdspn_jax.adjoints import (
+    Adjoint,
+    FixedPoint,
+    Implicit,
+    Projection,
+    Sets,
+    Unrolled,
+    identity,
+)
 from msdspn_jax.energy import Energy, Params
 
 
@@ -352,7 +360,15 @@ def minimise(
     """
     _refuse_unknown(unknown)
     _check_arguments(
-        energy, params, context, initial_sets, optimizer, num_steps, max_grad_norm, adjoint
+        energy,
+        params,
+        context,
+        initial_sets,
+        optimizer,
+        num_steps,
+        projection,
+        max_grad_norm,
+        adjoint,
     )
     if tolerance is not None:
         _check.require_positive("tolerance", tolerance)
@@ -367,12 +383,15 @@ def minimise(
         energy, num_steps, optimizer, projection, max_grad_norm, tolerance, return_trajectory
     )
     traced = any(map(_check.is_traced, jax.tree.leaves((num_steps, params, context, initial_sets))))
-    if not traced:
+    # A learning rate that is traced: a program that is kept must not hold it.
+    if not traced and not holds_tracer(tuple(optimizer)):
         found = _without_closures(descent, params, context, initial_sets)
         if found is not None and _hashable((found[0], adjoint)):
             # Outside of any transformation: one compiled program, found again for equal settings.
             return _program(found[0], adjoint)(found[1], params, context, initial_sets)
-    descent, params = _with_explicit_tracers(descent, params, context, initial_sets)
+    if not isinstance(adjoint, Implicit | Unrolled):
+        # Perhaps with a custom derivative, which sees the arguments of a function only.
+        descent, params = _with_explicit_tracers(descent, params, context, initial_sets)
     return _minimise(descent, adjoint, params, context, initial_sets)
 
 
@@ -382,6 +401,9 @@ def lowest(minima: Minimum) -> Minimum:
     A descent can end in a minimum that is not the lowest. Its energy tells: begin at several
     initial sets and keep the best. Where the energy is a model's match to what it has seen, that
     needs no knowledge of the true set.
+
+    For evaluation. To train through it, choose first and differentiate one descent: the gradient of
+    a start that is not finite is NaN, chosen or not, and all starts are differentiated.
 
     Args:
         minima: with an axis of starts before all others, as `jax.vmap` over initial sets gives it.
@@ -525,8 +547,25 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
         )
 
 
+def _check_projection(projection, initial_sets):
+    if not callable(projection):
+        raise TypeError(
+            f"projection: expected a function of sets such as simplex, got {projection!r}"
+        )
+    expected = jax.ShapeDtypeStruct(jnp.shape(initial_sets), jnp.result_type(initial_sets))
+    found = jax.eval_shape(lambda sets: projection(sets), expected)
+    if (getattr(found, "shape", None), getattr(found, "dtype", None)) != (
+        expected.shape,
+        expected.dtype,
+    ):
+        raise ValueError(
+            f"projection: expected a function that returns sets of shape {expected.shape} and "
+            f"{expected.dtype}, as it is given, got {found}"
+        )
+
+
 def _check_arguments(
-    energy, params, context, initial_sets, optimizer, num_steps, max_grad_norm, adjoint
+    energy, params, context, initial_sets, optimizer, num_steps, projection, max_grad_norm, adjoint
 ):
     _check.require_rank("initial_sets", initial_sets, 3, "batch n d")
     _check.require_nonempty("initial_sets", initial_sets, "batch n d")
@@ -536,6 +575,8 @@ def _check_arguments(
     _check.require_finite("initial_sets", initial_sets)
     _check.require_finite("context", context)
     _check.require_finite("params", params)
+    if projection is not None:
+        _check_projection(projection, initial_sets)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             "optimizer: expected an optax transformation such as optax.sgd(1.0) or anderson(), "

@@ -69,6 +69,7 @@ def hungarian_loss(
     target: Float[AnyArray, "batch m d"],
     *,
     target_mask: Bool[AnyArray, "batch m"] | None = None,
+    prediction_mask: Bool[AnyArray, "batch n"] | None = None,
     weights: Float[AnyArray, " d"] | None = None,
     method: matching.Method = "auto",
 ) -> Float[Array, " batch"]:
@@ -84,6 +85,9 @@ def hungarian_loss(
         target_mask: True for the target elements that are there. Predictions left over by the
             present ones are free; a set with no element has loss 0. (The alternative for sets of
             varying size is a presence feature in d, with absent elements all zero.)
+        prediction_mask: True for the predicted elements that are there, where their number is
+            known; the others are matched to nothing. At least as many as targets: targets left
+            over are not counted.
         weights: one number >= 0 for every feature, 1 for all by default: the distance is the mean
             over d of weight times smooth l1, in the matching as well.
         method: solver of the assignment problem, see `assign`; "host" cannot be jitted.
@@ -102,16 +106,18 @@ def hungarian_loss(
         >>> hungarian_loss(prediction, target, target_mask=jnp.array([[True, False]])).tolist()
         [0.0]
     """
-    if target_mask is not None:
-        target = _without_absent(target, target_mask)
+    target = _without_absent("target_mask", target, target_mask)
+    prediction = _without_absent("prediction_mask", prediction, prediction_mask)
     cost = pairwise_smooth_l1(prediction, target, weights=weights)
     n, m = cost.shape[1:]
     if m > n:
         raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
     mask, size = None, m
-    if target_mask is not None:
-        mask = (jnp.ones(prediction.shape[:2], bool), target_mask)
-        size = jnp.maximum(jnp.sum(target_mask, -1), 1).astype(cost.dtype)
+    if target_mask is not None or prediction_mask is not None:
+        given = ((prediction_mask, prediction.shape[:2]), (target_mask, target.shape[:2]))
+        mask = tuple(jnp.ones(shape, bool) if here is None else here for here, shape in given)
+        pairs = jnp.minimum(jnp.sum(mask[0], -1), jnp.sum(mask[1], -1))
+        size = jnp.maximum(pairs, 1).astype(cost.dtype)
     assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
     return matching.matched_cost(cost, assignment) / size
 
@@ -121,6 +127,7 @@ def chamfer_loss(
     target: Float[AnyArray, "batch m d"],
     *,
     target_mask: Bool[AnyArray, "batch m"] | None = None,
+    prediction_mask: Bool[AnyArray, "batch n"] | None = None,
     weights: Float[AnyArray, " d"] | None = None,
 ) -> Float[Array, " batch"]:
     """Squared distance to the nearest element of the other set, both ways (arXiv 1906.06565).
@@ -133,6 +140,7 @@ def chamfer_loss(
         target: m elements.
         target_mask: True for the target elements that are there; absent ones are nobody's
             neighbour. A set with no element has loss 0.
+        prediction_mask: the same of the predicted elements, where their number is known.
         weights: one number >= 0 for every feature, by which its square is multiplied; 1 for all by
             default.
 
@@ -141,23 +149,30 @@ def chamfer_loss(
         >>> chamfer_loss(prediction, target).tolist()
         [2.5]
     """
-    if target_mask is not None:
-        target = _without_absent(target, target_mask)
+    target = _without_absent("target_mask", target, target_mask)
+    prediction = _without_absent("prediction_mask", prediction, prediction_mask)
     distance = pairwise_squared(prediction, target, weights=weights)
-    if target_mask is None:
+    if target_mask is None and prediction_mask is None:
         return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
-    size = jnp.sum(target_mask, -1)
-    to_prediction = jnp.where(target_mask, jnp.min(distance, 1), 0)
-    nearest = jnp.min(jnp.where(target_mask[:, None], distance, jnp.inf), 2)
-    to_target = jnp.where(size[:, None] > 0, nearest, 0)
-    count = jnp.maximum(size, 1).astype(distance.dtype)
-    return jnp.sum(to_prediction, -1) / count + jnp.mean(to_target, -1)
+    given = ((prediction_mask, distance.shape[:2]), (target_mask, distance.shape[::2]))
+    rows, columns = (jnp.ones(shape, bool) if here is None else here for here, shape in given)
+    return _nearest(distance, rows, columns) + _nearest(jnp.swapaxes(distance, 1, 2), columns, rows)
 
 
-def _without_absent(target, target_mask):
+def _nearest(distance, rows, columns):
+    """Mean over the rows that are there of the distance to the nearest column that is there."""
+    both = rows & jnp.any(columns, -1, keepdims=True)
+    nearest = jnp.min(jnp.where(columns[:, None], distance, jnp.inf), 2)
+    total = jnp.sum(jnp.where(both, nearest, 0), -1)
+    return total / jnp.maximum(jnp.sum(rows, -1), 1).astype(distance.dtype)
+
+
+def _without_absent(name, sets, mask):
     """Zeros in place of the absent elements: of NaN there, a gradient would be NaN."""
-    _check.require_mask("target_mask", target_mask, jnp.shape(target)[:2], "batch m")
-    return jnp.where(target_mask[..., None], target, 0)
+    if mask is None:
+        return sets
+    _check.require_mask(name, mask, jnp.shape(sets)[:2], "batch m")
+    return jnp.where(mask[..., None], sets, 0)
 
 
 def _checked_sets(prediction, target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -39,6 +40,8 @@ def simplex(points: Float[AnyArray, "*batch d"]) -> Float[Array, "*batch d"]:
     return _simplex(jnp.asarray(points))
 
 
+# Compiled as one piece outside of `jax.jit` too.
+@functools.partial(jax.jit, inline=True)
 def _simplex(points):
     rows = points.reshape(-1, points.shape[-1])
     highest, threshold = lax.platform_dependent(

@@ -84,6 +84,12 @@ def stable_ranks(
         on_cpu, elsewhere = _ranks_by_keys, _ranks_by_comparison
     else:
         on_cpu, elsewhere = _ranks_by_packed_sort, _ranks_by_sorting
+    return _ranks(features, on_cpu, elsewhere)
+
+
+# Compiled as one piece outside of `jax.jit` too, where the ways below are functions of a moment.
+@functools.partial(jax.jit, static_argnames=("on_cpu", "elsewhere"), inline=True)
+def _ranks(features, on_cpu, elsewhere):
     return lax.platform_dependent(features, cpu=on_cpu, default=elsewhere)
 
 

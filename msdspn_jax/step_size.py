@@ -126,7 +126,7 @@ def suggest_step_size(
     if not 0 < safety <= 1:
         raise ValueError(f"safety: expected a number in (0, 1], got {safety!r}")
     for name, value in (("num_steps", num_steps), ("num_iterations", num_iterations)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
     problem = (*_comparable(energy, params, context, sets), params, context, sets)

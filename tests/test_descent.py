@@ -1,4 +1,7 @@
+import dataclasses
+
 import chex
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,3 +303,44 @@ def test_lowest_passes_over_descents_that_diverged():
     assert jnp.isnan(found.energy[1])
     with pytest.raises(ValueError, match=r"minima\.sets: expected"):
         ms.lowest(jax.tree.map(lambda x: x[0], minimum))
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("projection", "message"),
+    [
+        ("simplex", "projection: expected a function of sets"),
+        (lambda sets: None, "projection: expected a function that returns sets of shape"),
+        (lambda sets: sets.astype(jnp.bfloat16), "float32, as it is given"),
+        (lambda sets: sets[:, :1], "projection: expected a function that returns sets of shape"),
+    ],
+)
+def test_a_projection_that_is_none_is_named(projection, message):
+    def energy(params, sets, context):
+        return jnp.sum(sets**2, (1, 2))
+
+    with pytest.raises((TypeError, ValueError), match=message):
+        ms.minimise(energy, {}, None, jnp.ones((1, 2, 1)), num_steps=2, projection=projection)
+
+
+def test_what_the_user_wrote_may_use_what_changes():
+    factor = [1.0]
+
+    @dataclasses.dataclass(frozen=True)
+    class Energy:
+        def __call__(self, params, sets, context):
+            return jnp.sum(factor[0] * (sets - 1) ** 2, (1, 2)) / 4
+
+    class Encoder(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, sets, mask=None):
+            return factor[0] * sets.sum(1)
+
+    context = ms.Context(jnp.ones((1, 1)))
+    for energy in (Energy(), ms.latent_energy(Encoder().apply)):
+        found = []
+        for factor[0] in (1.0, 3.0):
+            minimum = ms.minimise(energy, {}, context, jnp.zeros((1, 1, 1)), num_steps=1,
+                                  optimizer=ms.nesterov(0.1))  # fmt: skip
+            found.append(minimum.sets.item())
+        assert found[0] != found[1]

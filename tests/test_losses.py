@@ -146,3 +146,31 @@ def test_integers_do_not_wrap_around():
     a, b = jnp.array([[[1], [4]]], jnp.uint8), jnp.array([[[4], [3]]], jnp.uint8)
     for loss in (ms.hungarian_loss, ms.chamfer_loss):
         chex.assert_trees_all_equal(loss(a, b), loss(1.0 * a, 1.0 * b))
+
+
+def test_absent_predictions_take_no_target():
+    prediction = jnp.array([[[0.0, 0.0], [5.0, 5.0], [9.0, 9.0]]])
+    target = jnp.array([[[0.0, 0.0], [9.0, 9.0], [0.0, 0.0]]])
+    mask = jnp.array([[True, True, False]])
+
+    def loss(of, prediction):
+        return of(prediction, target, target_mask=mask, prediction_mask=mask)[0]
+
+    for of in (ms.hungarian_loss, ms.chamfer_loss):
+        value, gradient = jax.value_and_grad(loss, argnums=1)(of, prediction)
+        assert value == of(prediction[:, :2], target[:, :2])[0]
+        assert np.all(np.asarray(gradient[0, 1]) != 0)
+        chex.assert_trees_all_equal(gradient[0, 2], jnp.zeros(2))
+        nan = prediction.at[0, 2].set(jnp.nan)
+        assert loss(of, nan) == value
+
+
+@pytest.mark.parametrize("of", [ms.hungarian_loss, ms.chamfer_loss])
+def test_a_set_without_predicted_elements_has_loss_zero(of):
+    sets = jnp.ones((1, 2, 3))
+    nobody = jnp.zeros((1, 2), bool)
+    value, gradient = jax.value_and_grad(
+        lambda x: of(x, sets, prediction_mask=nobody)[0]
+    )(2 * sets)  # fmt: skip
+    assert value == 0
+    chex.assert_trees_all_equal(gradient, jnp.zeros_like(sets))

@@ -402,3 +402,12 @@ def test_wrong_arguments():
 
 def test_examples():
     assert doctest.testmod(assignment).failed == 0
+
+
+def test_bottleneck_works_under_shard_map():
+    cost = jax.random.uniform(jax.random.key(0), (4, 3, 3))
+    expected = ms.assign_bottleneck(cost, method="device")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    sharded = jax.shard_map(ms.assign_bottleneck, mesh=mesh, in_specs=spec, out_specs=spec)
+    chex.assert_trees_all_equal(jax.jit(sharded)(cost), expected)

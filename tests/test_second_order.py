@@ -467,3 +467,73 @@ def test_an_adjoint_from_outside():
     )
     assert abs(many - exact) < 1e-3 < abs(one - exact)
     assert LastSteps(2) == LastSteps(2)
+
+
+# --- constraints, closures and masks, against finite differences ---
+
+
+def unit_ball(sets):
+    """Onto the ball of all entries of a set: its surface is curved, so P² ≠ P."""
+    norm = jnp.sqrt(jnp.sum(sets**2, (1, 2), keepdims=True))
+    return sets * jnp.minimum(1, 1 / norm)
+
+
+@pytest.mark.parametrize("adjoint", [*RIGHT_TO_ALL_ORDERS], ids=str)
+def test_the_curvature_of_a_constraint_counts(float64, adjoint):
+    def of(scale):
+        return value(adjoint, scale, projection=unit_ball)
+
+    difference = (of(1.1 + 1e-5) - of(1.1 - 1e-5)) / 2e-5
+    assert abs(difference) > 1e-3
+    np.testing.assert_allclose(jax.grad(of)(1.1), difference, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(of, (1.1,), (1.0,))[1], difference, rtol=1e-6)
+
+
+IN_A_LOOP = {
+    "grad": lambda function: function,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": lambda function: (
+        lambda x: jax.lax.scan(lambda total, _: (total + function(x), None), 0.0, None, length=1)[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("way", IN_A_LOOP)
+@pytest.mark.parametrize("adjoint", FAST, ids=str)
+def test_bounds_of_a_projection_are_differentiated(float64, adjoint, way):
+    def of(bound):
+        def project(sets):
+            return jnp.clip(sets, -bound, bound)
+
+        return value(adjoint, 1.1, projection=project)
+
+    difference = (of(0.6 + 1e-5) - of(0.6 - 1e-5)) / 2e-5
+    assert abs(difference) > 0.1
+    np.testing.assert_allclose(jax.grad(IN_A_LOOP[way](of))(0.6), difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", IN_A_LOOP)
+def test_an_optimiser_may_hold_a_traced_rate(float64, way):
+    def of(rate):
+        return value(ms.identity(), 1.1, optimizer=optax.sgd(rate), num_steps=400)
+
+    programs = descent_module._program.cache_info().currsize
+    assert jax.grad(IN_A_LOOP[way](of))(0.5) == 0  # A minimum does not depend on it.
+    assert descent_module._program.cache_info().currsize == programs
+
+
+@pytest.mark.parametrize("adjoint", [*FAST, ms.exact(method="cg")], ids=str)
+def test_elements_that_the_energy_does_not_see_leave_the_others_their_gradient(float64, adjoint):
+    here = jnp.array([[[1.0], [1.0], [0.0]]])
+
+    def of(scale):
+        def masked(scale, sets, context):
+            return energy(scale, here * sets, here * context)
+
+        minimum = ms.minimise(masked, scale, target(), start(), adjoint=adjoint, **LONG)
+        return jnp.sum(minimum.sets**2)
+
+    difference = (of(1.1 + 1e-5) - of(1.1 - 1e-5)) / 2e-5
+    assert abs(difference) > 1e-2
+    np.testing.assert_allclose(jax.grad(of)(1.1), difference, rtol=1e-6)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
+from msdspn_jax._varying import vary_like
 from msdspn_jax.matching.assignment import (
     Mask,
     Method,
@@ -55,6 +56,14 @@ def assign_bottleneck(
     masks = _checked_masks(mask, (batch,), n, m)
     if 0 in cost.shape:
         return assign(cost, mask=masks, method=method)
+    # Outside of `jit` the search is one program; what is not finite goes to assign, which says so.
+    within = _within_bottleneck if method == "host" else _compiled_within_bottleneck
+    return assign(within(cost, masks, method), mask=masks, method=method)
+
+
+def _within_bottleneck(cost, masks, method) -> Float[Array, "batch n m"]:
+    """Costs that keep out all pairs dearer than the bottleneck; as they are where not finite."""
+    batch, n, m = cost.shape
     taking_part = jnp.ones(cost.shape, bool)
     if masks is not None:
         taking_part = masks[0][:, :, None] & masks[1][:, None, :]
@@ -77,12 +86,15 @@ def assign_bottleneck(
         for _ in range(steps):
             bounds = halve(bounds)
     else:
+        bounds = vary_like(bounds, cost, masks)
         bounds = lax.fori_loop(0, steps, lambda _, bounds: halve(bounds), bounds)
     allowed = taking_part & (cost <= threshold(bounds[1]))
     # The allowed costs in [0, 1], so that one number keeps all others out; see `assign`.
     above = jnp.where(allowed, cost / 2 - values[:, :1, None] / 2, 0)
     top = jnp.max(above, axis=(1, 2), keepdims=True)
     left = jnp.where(allowed, above / jnp.where(top > 0, top, 1), 32.0 * max(n, m))
-    # What is not finite goes to assign as it is, which says so.
     bad = jnp.any(taking_part & ~jnp.isfinite(cost), axis=(1, 2), keepdims=True)
-    return assign(jnp.where(bad, cost, left), mask=masks, method=method)
+    return jnp.where(bad, cost, left)
+
+
+_compiled_within_bottleneck = jax.jit(_within_bottleneck, static_argnums=2, inline=True)

@@ -142,7 +142,9 @@ class SetDecoder(nn.Module):
         settings = self.inner.or_else(DEFAULTS).options()
         if self.optimizer is not None:
             settings["optimizer"] = self.optimizer
-        settings |= {name: value for name, value in options.items() if value is not None}
+        # None is a value of these; of the others it is no choice, as tasks pass it.
+        off = ("max_grad_norm", "tolerance", "projection")
+        settings |= {k: value for k, value in options.items() if value is not None or k in off}
         num_starts = 1 if num_starts is None else _checked(num_starts)
         if num_starts == 1:
             return minimise(energy, params, context, start, **settings)

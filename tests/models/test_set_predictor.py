@@ -112,3 +112,14 @@ def test_of_several_starts_the_lowest_energy_counts():
     chex.assert_trees_all_close(alone.sets[0], four.sets[1], atol=1e-5)
     with pytest.raises(ValueError, match="num_starts: expected an integer >= 1, got 0"):
         model.apply(params, latent, num_starts=0)
+
+
+def test_none_switches_a_setting_off():
+    inner = ms.Inner(num_steps=3, max_grad_norm=1e-3, projection="simplex")
+    decoder = ms.SetDecoder(4, 2, 8, inner=inner)
+    latent = jnp.ones((1, 6))
+    variables = decoder.init(jax.random.key(0), latent)
+    on = decoder.apply(variables, latent).sets
+    off = decoder.apply(variables, latent, max_grad_norm=None, projection=None).sets
+    np.testing.assert_allclose(on.sum(-1), 1, rtol=1e-5)
+    assert np.abs(off.sum(-1) - 1).max() > 0.1
