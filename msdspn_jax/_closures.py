@@ -15,6 +15,8 @@ import numpy as np
 from flax import linen as nn
 from jax.extend import core
 
+from msdspn_jax import _check
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -86,7 +88,7 @@ def spelled(function: Callable[..., jax.Array], *examples: Any) -> tuple[Opened,
 
 def holds_tracer(value: Any, *, depth: int = 8) -> bool:
     """Whether a tracer is in a value, or in what its functions close over."""
-    if isinstance(value, jax.core.Tracer):
+    if _check.is_traced(value):
         return True
     if depth == 0:
         return False

@@ -114,9 +114,9 @@ def hungarian_loss(
         raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
     mask, size = None, m
     if target_mask is not None or prediction_mask is not None:
-        given = ((prediction_mask, prediction.shape[:2]), (target_mask, target.shape[:2]))
-        mask = tuple(jnp.ones(shape, bool) if here is None else here for here, shape in given)
-        pairs = jnp.minimum(jnp.sum(mask[0], -1), jnp.sum(mask[1], -1))
+        rows, columns = _present(cost, prediction_mask, target_mask)
+        mask = (rows, columns)
+        pairs = jnp.minimum(jnp.sum(rows, -1), jnp.sum(columns, -1))
         size = jnp.maximum(pairs, 1).astype(cost.dtype)
     assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
     return matching.matched_cost(cost, assignment) / size
@@ -154,9 +154,15 @@ def chamfer_loss(
     distance = pairwise_squared(prediction, target, weights=weights)
     if target_mask is None and prediction_mask is None:
         return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
-    given = ((prediction_mask, distance.shape[:2]), (target_mask, distance.shape[::2]))
-    rows, columns = (jnp.ones(shape, bool) if here is None else here for here, shape in given)
+    rows, columns = _present(distance, prediction_mask, target_mask)
     return _nearest(distance, rows, columns) + _nearest(jnp.swapaxes(distance, 1, 2), columns, rows)
+
+
+def _present(pairs, prediction_mask, target_mask):
+    """Which rows and columns of [batch, n, m] are there."""
+    batch, n, m = pairs.shape
+    rows = jnp.ones((batch, n), bool) if prediction_mask is None else prediction_mask
+    return rows, jnp.ones((batch, m), bool) if target_mask is None else target_mask
 
 
 def _nearest(distance, rows, columns):

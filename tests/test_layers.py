@@ -13,7 +13,8 @@ ROOT = Path(ms.__file__).parent
 # inside a folder, whose own order follows below.
 LAYERS = """
 errors
-_check _closures _cores _files _progress _memory _varying
+_check
+_closures _cores _files _progress _memory _varying
 _cache
 ranks
 pooling projections energy acceleration

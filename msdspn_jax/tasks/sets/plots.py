@@ -52,7 +52,7 @@ def boxes(images: UInt8[np.ndarray, "num side side 3"], pairs: Pairs) -> Figure:
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    edge = [withStroke(linewidth=3, foreground="#222")]
+    edge = withStroke(linewidth=3, foreground="#222")
     figure, axes = _grid(len(pairs))
     for one, image, (target, prediction) in zip(axes, images, pairs, strict=True):
         side = len(image)
@@ -61,7 +61,7 @@ def boxes(images: UInt8[np.ndarray, "num side side 3"], pairs: Pairs) -> Figure:
             for x, y, w, h in elements[:, :4] * side:
                 corner = (x - w / 2, y - h / 2)
                 box = Rectangle(corner, w, h, fill=False, edgecolor=color, lw=width)
-                box.set_path_effects(edge)
+                box.set_path_effects([edge])
                 one.add_patch(box)
         one.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[])
     figure.suptitle("white: target boxes   yellow: predicted boxes", fontsize=9, color="#555")
