@@ -74,7 +74,8 @@ def main() -> None:
         "",
         "python experiments/clevr/compare_renderer.py --folder REFERENCES",
     )
-    write_results(Path(__file__).parent, [result], "renderer")
+    if flags.quality == "default":
+        write_results(Path(__file__).parent, [result], "renderer")
     if flags.picture:
         strips = []
         for i in flags.show:
