@@ -18,7 +18,7 @@ COPIED = (
     "metrics.jsonl",
     "evaluation.json",
     "numbering_scores.json",
-    "inner_steps.json",
+    "decodings.json",
     "figures/inner_steps.json",
 )
 

@@ -21,7 +21,9 @@ train() { # name, flags
   # Scores of the test split are kept beside the run, then with its record.
   $MSDSPN report numbering --runs "$RUNS/$1" --out "$RUNS/$1/report" > /dev/null
   if [[ $1 == *dspn* ]]; then
-    $PYTHON experiments/more_steps.py "$RUNS/$1" --metric macro_accuracy
+    for steps in 10 20 40 80; do
+      $MSDSPN evaluate "$RUNS/$1" --checkpoint latest --split val --inner.num-steps $steps
+    done
   fi
   $PYTHON experiments/keep_run.py "$RUNS/$1" "$RECORDS"
 }

@@ -24,7 +24,9 @@ train() { # n, inner steps, variant, seed, further flags
   esac
   $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \
     "${model[@]}" --no-tensorboard --resume auto --run-dir "$RUNS/$name" "${@:5}"
-  $PYTHON experiments/more_steps.py "$RUNS/$name"
+  for steps in 10 20 40 80; do
+    $MSDSPN evaluate "$RUNS/$name" --checkpoint latest --split val --inner.num-steps $steps
+  done
   $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
 falling=(--outer.schedule linear --steps 4000)

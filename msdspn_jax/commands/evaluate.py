@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from msdspn_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from msdspn_jax.trained.run import Run
+    from msdspn_jax.training.task import Task
+
+NAMES_AT_EVALUATION = {"num_steps": "eval_num_steps", "num_starts": "eval_num_starts"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Decode with other settings than the run's own. Its scores go into decodings.json instead, a
+    record for each set of flags, and no figures are drawn.
+    """
+
+    num_steps: int | None = None
+    """Inner steps."""
+    num_starts: int | None = None
+    """Initial sets to descend from; the set of the lowest energy counts."""
+    step_size: float | None = None
+    """Step size."""
+    momentum: float | None = None
+    """Nesterov momentum."""
+
+    def given(self) -> dict[str, float]:
+        """The settings that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +45,9 @@ class Evaluate:
 
     Keeps the scores in the run's evaluation.json, and changes nothing that training writes: it may
     be used while training goes on.
+
+        msdspn evaluate RUN
+        msdspn evaluate RUN --split val --inner.num-steps 80 --inner.num-starts 4
     """
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -30,6 +60,7 @@ class Evaluate:
     """Draw the task's figures into RUN/figures/."""
     compilation_cache: bool = True
     """Keep compiled programs between runs, as in msdspn train."""
+    inner: Decoding = Decoding()  # noqa: RUF009 (a value)
 
 
 def main(argv: list[str]) -> int:
@@ -47,20 +78,21 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     from msdspn_jax.trained.run import checkpoint_named, load_run
     from msdspn_jax.training.logging import summarise
     from msdspn_jax.training.loop import out_of_memory
-    from msdspn_jax.training.run_folder import write_evaluation
+    from msdspn_jax.training.run_folder import write_decoding, write_evaluation
     from msdspn_jax.training.state import run_keys
 
-    checkpoint = checkpoint_named(options.checkpoint)
+    checkpoint, decoding = checkpoint_named(options.checkpoint), options.inner.given()
     if options.compilation_cache:
         enable_compilation_cache()
     run = load_run(folder, checkpoint=checkpoint)
     for reason in run.damaged:
         print(f"left out: {reason}", file=sys.stderr)
+    task = _decoding_otherwise(run, decoding) if decoding else run.task
     found: dict[str, dict[str, float]] = {}
     for split in options.split:
         try:
             results = [
-                run.task.evaluate_at(
+                task.evaluate_at(
                     run.step, variables, split, run_keys(run.config.seed + r).evaluation
                 )
                 for r, variables in enumerate(run.variables)
@@ -73,13 +105,34 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
             first = (str(error).strip() or "MemoryError").splitlines()[0][:200]
             raise UserError(f"out of memory: {first}") from error
         found[split] = summarise({k: [float(x[k]) for x in results] for k in results[0]})
-    with as_user_error(folder / "evaluation.json"):
-        write_evaluation(folder, run.step, options.checkpoint, found)
-    if options.figures and run.task.figures is not None:
+    with as_user_error(folder / ("decodings.json" if decoding else "evaluation.json")):
+        if decoding:
+            write_decoding(folder, run.step, decoding, found)
+        else:
+            write_evaluation(folder, run.step, options.checkpoint, found)
+    if options.figures and not decoding and run.task.figures is not None:
         (folder / "figures").mkdir(exist_ok=True)
         run.task.figures(run.variables[0], folder / "figures")
     _show(folder, run.step, found, len(run.variables))
     return found
+
+
+def _decoding_otherwise(run: Run, decoding: dict[str, float]) -> Task:
+    """The run's task, with other settings of the inner minimisation at evaluation."""
+    from msdspn_jax import tasks
+    from msdspn_jax.tasks.config import TaskConfig
+
+    config = run.config
+    if not isinstance(config, TaskConfig) or not config.minimises:
+        name = getattr(config, "model", run.task_name)
+        first = next(iter(decoding)).replace("_", "-")
+        raise UserError(f"--inner.{first}: expected a run of idspn or dspn, got one of {name}")
+    changes = {NAMES_AT_EVALUATION.get(name, name): value for name, value in decoding.items()}
+    try:
+        inner = dataclasses.replace(config.resolved_inner(), **changes)
+    except ValueError as error:
+        raise UserError(f"--inner.{str(error).removeprefix('eval_').replace('_', '-')}") from None
+    return tasks.build(run.task_name, dataclasses.replace(config, inner=inner))
 
 
 def _show(folder: Path, step: int, found: dict[str, dict[str, float]], replicates: int) -> None:

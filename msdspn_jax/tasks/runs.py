@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
 
 from msdspn_jax.training.config import TrainConfig
 
@@ -23,18 +19,3 @@ class Runs(Protocol):
     def load_run(self, folder: str | Path) -> Any:
         """Configuration, task, variables of every replicate and step of the best checkpoint."""
         ...
-
-
-def more_steps(folders: Sequence[Path], weights: Sequence[float]) -> dict[str, float]:
-    """Mean score of runs by number of inner steps at evaluation, where all of them have it.
-
-    From their inner_steps.json, which experiments/more_steps.py writes.
-    """
-    tried = [folder / "inner_steps.json" for folder in folders]
-    if not all(path.exists() for path in tried):
-        return {}
-    scores = [json.loads(path.read_text()) for path in tried]
-    common = [steps for steps in scores[0] if all(steps in of for of in scores)]
-    return {
-        steps: float(np.average([of[steps] for of in scores], weights=weights)) for steps in common
-    }

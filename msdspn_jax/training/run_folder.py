@@ -1,4 +1,4 @@
-"""The small files of a run folder: config.json, metrics.jsonl, evaluation.json."""
+"""The small files of a run folder: config.json, metrics.jsonl, evaluation.json, decodings.json."""
 
 from __future__ import annotations
 
@@ -229,6 +229,37 @@ def write_evaluation(
         kept = before["metrics"] if before is not None and before.get("step") == step else {}
         record = {"step": step, "checkpoint": checkpoint, "metrics": kept | found}
         write_text(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
+
+
+# --- decodings.json ---
+
+
+def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
+    """What `write_decoding` wrote: for each, step, inner settings, and metrics by split."""
+    try:
+        records = json.loads((Path(folder) / "decodings.json").read_bytes())
+        complete = all(record["step"] >= 0 and record["inner"] for record in records)
+        return records if complete and all(record["metrics"] for record in records) else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_decoding(
+    folder: Path, step: int, inner: dict[str, float], found: dict[str, dict[str, float]]
+) -> None:
+    """Keep the metrics of a checkpoint that was decoded with other settings than the run's own.
+
+    Other checkpoints and settings stay, and so do other splits of the same.
+    """
+    with waiting_for(folder):
+        records = read_decodings(folder)
+        for record in records:
+            if (record["step"], record["inner"]) == (step, inner):
+                record["metrics"] |= found
+                break
+        else:
+            records.append({"step": step, "inner": inner, "metrics": found})
+        write_text(folder / "decodings.json", json.dumps(records, indent=1) + "\n")
 
 
 # --- what became of a run ---

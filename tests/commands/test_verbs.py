@@ -156,6 +156,19 @@ def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     assert found["val"]["loss"] == pytest.approx(run_folder.read_metrics(folder, "val")[-1]["loss"])
     assert (folder / "figures" / "strip.png").exists()
     assert cli.main(["evaluate", str(folder), "--checkpoint", "77"]) == 2
+    # Decoded otherwise: kept apart, a record for each set of flags.
+    more = ["evaluate", str(folder), "--inner.num-steps", "9", "--inner.momentum", "0.5"]
+    assert cli.main([*more, "--split", "val"]) == 0
+    assert cli.main([*more, "--split", "test"]) == 0
+    assert cli.main([*more[:-1], "0.4", "--split", "val"]) == 0
+    one, other = run_folder.read_decodings(folder)
+    assert one["inner"] == {"num_steps": 9, "momentum": 0.5}
+    assert set(one["metrics"]) == {"val", "test"}
+    assert other["metrics"]["val"]["loss"] != one["metrics"]["val"]["loss"] != found["val"]["loss"]
+    assert json.loads((folder / "evaluation.json").read_text())["metrics"] == found
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(folder), "--inner.num-starts", "0"]) == 2
+    assert "--inner.num-starts: expected an integer >= 1, got 0" in capsys.readouterr().err
     assert cli.main(["show", str(folder)]) == 0
     shown = capsys.readouterr().out
     for word in ("random-sets", "--set-size", "finished", "strip.png", "checkpoints: 1, 2"):
@@ -277,7 +290,9 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
         ).to_dict()  # fmt: skip
         record = {"task": "random-sets", "config": config, "devices": ["cpu"], "num_devices": 1}
         (folder / "config.json").write_text(json.dumps(record))
-        (folder / "inner_steps.json").write_text(json.dumps({"10": loss, "20": loss / 4}))
+        for number, value in ((10, loss), (20, loss / 4)):
+            found = {"val": {"loss": value}}
+            run_folder.write_decoding(folder, steps, {"num_steps": number}, found)
         line = {"step": steps, "split": "val", "loss": loss, "loss_std": loss / 10}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     out = tmp_path / "out"

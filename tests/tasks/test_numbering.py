@@ -33,6 +33,7 @@ from msdspn_jax.tasks.numbering.model import build_model
 from msdspn_jax.tasks.numbering.task import build
 from msdspn_jax.trained import run as trained_runs
 from msdspn_jax.training.config import Devices, Outer, Run
+from msdspn_jax.training.run_folder import write_decoding
 
 KEY = jax.random.key(0)
 
@@ -402,22 +403,35 @@ def test_cells():
     assert "| iDSPN: Muon | 12.3±4.5 | 99.0±0.1 | 0.51; 2 | 96.8±0.6 | 98.1±0.3 |" in text
 
 
-def test_inner_steps_are_shown_where_they_were_tried(tmp_path):
-    from msdspn_jax.tasks.numbering.report import Scores, inner_steps_table
+def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Scores, decoded, decodings_table
 
-    def run(name, tried=None, **changes):
+    def run(name, tried=(), **changes):
         folder = tmp_path / name
         folder.mkdir()
-        if tried:
-            (folder / "inner_steps.json").write_text(json.dumps(tried))
+        for step, inner, split, value in tried:
+            write_decoding(folder, step, inner, {split: {"macro_accuracy": value}})
         config = dataclasses.replace(small(), **changes)
         return Scores(folder, config, 1, {"macro_accuracy": [0.5]})
 
-    scores = [run("a", {"10": 0.25, "20": 0.75}), run("b", {"20": 0.5}, seed=1)]
-    scores += [run("c", augment=True), run("d", {"10": 1.0}, train_size=20)]
-    text = inner_steps_table(scores)
-    assert "inner steps, % | 10 | 20 |" in text
-    assert "| DeepSets; 10 samples |  | 62.5 |" in text
-    assert "| DeepSets; 20 samples | 100.0 |  |" in text
-    assert "permuted" not in text
-    assert inner_steps_table(scores[2:3]) == ""
+    more, softer = {"num_steps": 20}, {"num_steps": 20, "momentum": 0.8, "num_starts": 4}
+    # One run has more steps, and one more setting; what both have counts, of the last step.
+    scores = [
+        run("a", [(5, more, "val", 0.7), (5, softer, "val", 0.8), (5, softer, "test", 0.9),
+                  (5, {"num_steps": 10}, "val", 0.1), (4, softer, "val", 0.0)]),
+        run("b", [(5, more, "val", 0.6), (5, softer, "val", 0.9), (5, softer, "test", 1.0)],
+            seed=1),
+        run("c", augment=True),
+        run("d", [(5, {"step_size": 2.0}, "val", 1.0)], train_size=20),
+    ]  # fmt: skip
+    assert [x.words for x in decoded(scores[:2])] == [
+        "20 steps, 4 initial sets, momentum 0.8",
+        "20 steps",
+    ]
+    lines = decodings_table(scores).splitlines()[2:]
+    assert lines == [
+        "| DeepSets; 10 samples | 20 steps, 4 initial sets, momentum 0.8 | 85.0±7.1 | 95.0±7.1 |",
+        "| DeepSets; 10 samples | 20 steps | 65.0±7.1 |  |",
+        "| DeepSets; 20 samples | step size 2 | 100.0 |  |",
+    ]
+    assert decodings_table(scores[2:3]) == ""

@@ -13,11 +13,12 @@ import numpy as np
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
-from msdspn_jax.tasks.runs import Runs, more_steps
+from msdspn_jax.tasks.runs import Runs
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
+    read_decodings,
     read_metrics,
     read_record,
     training_hours,
@@ -73,8 +74,8 @@ class Row(NamedTuple):
     hours: float
     run: str
     """Folder of the first of them, below that of all runs."""
-    more_steps: dict[str, float]
-    """Loss by number of inner steps at evaluation, where that was tried (inner_steps.json)."""
+    more_steps: dict[int, float]
+    """Loss by number of inner steps at evaluation, where that was tried (decodings.json)."""
 
     @property
     def comparable(self) -> bool:
@@ -207,8 +208,30 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
         hidden_dim=config.hidden_dim,
         hours=sum(training_hours(run) for _, _, run in members),
         run=str(run.relative_to(folder)),
-        more_steps=more_steps([run for _, _, run in members], counts.tolist()),
+        more_steps=_more_steps([run for _, _, run in members], counts.tolist()),
     )
+
+
+def _more_steps(folders: Sequence[Path], weights: Sequence[float]) -> dict[int, float]:
+    """Mean validation loss of runs by number of inner steps, where all of them have it.
+
+    Of their last step, from what `msdspn evaluate RUN --inner.num-steps K` kept.
+    """
+    tried: list[dict[int, float]] = []
+    for folder in folders:
+        records = [x for x in read_decodings(folder) if "val" in x["metrics"]]
+        last = max((x["step"] for x in records), default=0)
+        tried.append(
+            {
+                x["inner"]["num_steps"]: x["metrics"]["val"]["loss"]
+                for x in records
+                if x["step"] == last and x["inner"].keys() == {"num_steps"}
+            }
+        )
+    common = [steps for steps in tried[0] if all(steps in of for of in tried)]
+    return {
+        steps: float(np.average([of[steps] for of in tried], weights=weights)) for steps in common
+    }
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:
@@ -293,7 +316,7 @@ def tables(rows: Sequence[Row]) -> str:
         "\nn = d = 8, validation loss beside the published reading (its bar chart). Hours are of"
     )
     text += f" one seed, on {ours[0].devices}.\n\n"
-    evaluated = sorted({int(steps) for row in ours for steps in row.more_steps})
+    evaluated = sorted({steps for row in ours for steps in row.more_steps})
     head = ["model", "inner steps in training", "published", "ours"]
     head += [f"ours, evaluated with {steps}" for steps in evaluated]
     text += "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
@@ -305,7 +328,7 @@ def tables(rows: Sequence[Row]) -> str:
             cells = [variant, str(steps), str(published.get(steps, ""))]
             cells.append("" if row is None else row.in_short())
             for number in evaluated:
-                value = None if row is None else row.more_steps.get(str(number))
+                value = None if row is None else row.more_steps.get(number)
                 cells.append("" if value is None else f"{value:.4f}")
             text += "| " + " | ".join(cells) + " |\n"
     return text
@@ -318,7 +341,7 @@ def summary(rows: Sequence[Row]) -> list[Result]:
     ours.sort(key=lambda row: (order.index(row.variant), row.inner_steps))
 
     def words(row: Row) -> str:
-        twice = row.more_steps.get(str(2 * row.inner_steps))
+        twice = row.more_steps.get(2 * row.inner_steps)
         more = "" if twice is None else f", decoded with {2 * row.inner_steps}: {twice:.4f}"
         return f"{row.inner_steps} inner steps: {row.loss:.4f}{more}"
 
@@ -381,7 +404,7 @@ def charts(rows: Sequence[Row], out: Path) -> None:
             of = {r.variant.removesuffix(kind): r for r in alike if r.inner_steps == steps}
             name = f"ours{kind},\n{steps} inner steps"
             add(name, {variant: (row.loss, row.deviation) for variant, row in of.items()})
-            twice = str(2 * steps)
+            twice = 2 * steps
             more = {v: (row.more_steps.get(twice, np.nan), 0.0) for v, row in of.items()}
             add(f"{name},\ndecoded with {twice}", more)
     figure = plots.bars(

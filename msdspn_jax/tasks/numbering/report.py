@@ -21,10 +21,15 @@ from msdspn_jax.tasks.numbering.equivariance import (
     model_equivariance,
 )
 from msdspn_jax.tasks.numbering.model import build_model
-from msdspn_jax.tasks.runs import Runs, more_steps
+from msdspn_jax.tasks.runs import Runs
 from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
-from msdspn_jax.training.run_folder import finished_runs, training_hours, validation_curve
+from msdspn_jax.training.run_folder import (
+    finished_runs,
+    read_decodings,
+    training_hours,
+    validation_curve,
+)
 from msdspn_jax.training.state import run_keys
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, at n = 64 with 4 classes,
@@ -284,23 +289,54 @@ def markdown(rows: Mapping[Row, Mapping[int, Cell]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def inner_steps_table(scores: Sequence[Scores]) -> str:
-    """Macro accuracy by number of inner steps at evaluation, of the rows where that was tried."""
-    tried: dict[str, dict[str, float]] = {}
+class Decoded(NamedTuple):
+    """Runs that were decoded alike: the settings in words, and accuracy in percent by split."""
+
+    words: str
+    cells: dict[str, Cell]
+
+
+def decoded(scores: Sequence[Scores]) -> list[Decoded]:
+    """Every other way of decoding that all of these runs were scored with, the best first.
+
+    Best on validation, at the last step for which a run has such scores.
+    """
+    by_run: list[dict[str, dict[str, dict[str, float]]]] = []
+    for score in scores:
+        records = read_decodings(score.folder)
+        last = max((record["step"] for record in records), default=0)
+        by_run.append(
+            {_decoding(x["inner"]): x["metrics"] for x in records if x["step"] == last}
+        )
+    found = []
+    for words in by_run[0]:
+        if all(words in of for of in by_run):
+            cells = {}
+            for split in ("val", "test"):
+                if all(split in of[words] for of in by_run):
+                    values = [100 * of[words][split]["macro_accuracy"] for of in by_run]
+                    cells[split] = _cell(values, 0.0)
+            found.append(Decoded(words, cells))
+    return sorted(found, key=lambda of: -of.cells["val"].mean if "val" in of.cells else 0.0)
+
+
+def _decoding(inner: Mapping[str, float]) -> str:
+    """The settings in words; those that are not said are the run's own."""
+    units = {"num_steps": "{:g} steps", "num_starts": "{:g} initial sets"}
+    units |= {"momentum": "momentum {:g}", "step_size": "step size {:g}"}
+    return ", ".join(words.format(inner[name]) for name, words in units.items() if name in inner)
+
+
+def decodings_table(scores: Sequence[Scores]) -> str:
+    """Macro accuracy with other settings of the inner minimisation than in training."""
+    lines = [["model", "decoded with", "validation, %", "test, %"], ["---"] * 4]
     for row, members in rows_of(scores).items():
         for size in sorted({_train_size(score.config) for score in members}):
             alike = [score for score in members if _train_size(score.config) == size]
-            seeds = [score.config.replicates for score in alike]
-            found = more_steps([score.folder for score in alike], seeds)
-            if found:
-                tried[f"{row}; {_size(size)} samples"] = found
-    steps = sorted({int(n) for by_steps in tried.values() for n in by_steps})
-    lines = [["macro accuracy on validation, inner steps, %", *map(str, steps)]]
-    lines += [["---"] * len(lines[0])]
-    for name, by_steps in tried.items():
-        values = [by_steps.get(str(n)) for n in steps]
-        lines.append([name, *("" if v is None else f"{100 * v:.1f}" for v in values)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if tried else ""
+            for words, cells in decoded(alike):
+                values = [str(cells.get(split, "")) for split in ("val", "test")]
+                lines.append([f"{row}; {_size(size)} samples", words, *values])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if lines[2:] else ""
 
 
 def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
@@ -355,7 +391,7 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
         rows.append(
             Result(
                 "[numbering](experiments/class_specific_numbering/README.md), n ="
-                f" {set_size}{', not 64' * (set_size != 64)}: sets entirely right, %",
+                f" {set_size}{', not 64' * (set_size != 64)}: macro accuracy, %",
                 NAMES[row.model] + ", the best of the others" * (name == "baseline"),
                 "{:.1f}±{:.1f}".format(*PUBLISHED[row.model][640]) if published else "",
                 str(cell),
@@ -422,7 +458,7 @@ def _section(scores: Sequence[Scores], split: str) -> str:
     title = f"{problem}, {split} split, {seeds}"
     title += ", mean ± standard deviation" if max(counts) > 1 else ""
     title += f"; {settings}." if settings else "."
-    parts = [title, markdown(rows), inner_steps_table(scores)]
+    parts = [title, markdown(rows), decodings_table(scores)]
     return "\n\n".join(part for part in parts if part)
 
 
