@@ -60,7 +60,7 @@ class Evaluate:
     """Draw the task's figures into RUN/figures/."""
     compilation_cache: bool = True
     """Keep compiled programs between runs, as in msdspn train."""
-    inner: Decoding = Decoding()  # noqa: RUF009 (a value)
+    inner: Decoding = Decoding()
 
 
 def main(argv: list[str]) -> int:

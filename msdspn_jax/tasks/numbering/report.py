@@ -305,9 +305,7 @@ def decoded(scores: Sequence[Scores]) -> list[Decoded]:
     for score in scores:
         records = read_decodings(score.folder)
         last = max((record["step"] for record in records), default=0)
-        by_run.append(
-            {_decoding(x["inner"]): x["metrics"] for x in records if x["step"] == last}
-        )
+        by_run.append({_decoding(x["inner"]): x["metrics"] for x in records if x["step"] == last})
     found = []
     for words in by_run[0]:
         if all(words in of for of in by_run):
