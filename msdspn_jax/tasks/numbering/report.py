@@ -378,13 +378,20 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
             best[name] = (cell, row)
     if "idspn" not in best:
         return []
-    steps = shared_settings(scores).get("steps", 50_000)
-    batch = shared_settings(scores).get("batch_size", 128)
-    rows = []
+    rows, members = [], rows_of(scores)
     for name in ("idspn", "dspn", "baseline"):
         if name not in best:
             continue
         cell, row = best[name]
+        # The way of decoding that is best on validation, if it was scored on the test split too.
+        others = decoded([score for score in members[row] if _train_size(score.config) == 640])
+        other = others[0] if others and "test" in others[0].cells else None
+        more = f"; decoded with {other.words}: {other.cells['test']}" if other else ""
+        config = members[row][0].config
+        length = f"{config.steps:,} steps of {config.batch_size}"
+        size = ["640 samples", length + ", not 50,000" * (set_size == 64 and config.steps < 50_000)]
+        if row.training not in ("", length):
+            size.append(row.training.replace(f"{length}, ", ""))
         published = set_size == 64 and 640 in PUBLISHED.get(row.model, {})
         rows.append(
             Result(
@@ -392,9 +399,8 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
                 f" {set_size}{', not 64' * (set_size != 64)}: macro accuracy, %",
                 NAMES[row.model] + ", the best of the others" * (name == "baseline"),
                 "{:.1f}±{:.1f}".format(*PUBLISHED[row.model][640]) if published else "",
-                str(cell),
-                f"640 samples; {row.training or f'{steps:,} steps of {batch}'};"
-                f" {_seeds(str(cell.seeds))}",
+                str(cell) + more,
+                "; ".join([*size, _seeds(str(cell.seeds))]),
                 f"{cell.hours * cell.seeds:.1f}",
                 "experiments/class_specific_numbering/run.sh",
             )
