@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from msdspn_jax.trained.run import Run
     from msdspn_jax.training.task import Task
 
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 NAMES_AT_EVALUATION = {"num_steps": "eval_num_steps", "num_starts": "eval_num_starts"}
 
 
@@ -25,13 +27,13 @@ class Decoding:
     record for each set of flags, and no figures are drawn.
     """
 
-    num_steps: int | None = None
+    num_steps: OptionalInt = None
     """Inner steps."""
-    num_starts: int | None = None
+    num_starts: OptionalInt = None
     """Initial sets to descend from; the set of the lowest energy counts."""
-    step_size: float | None = None
+    step_size: OptionalFloat = None
     """Step size."""
-    momentum: float | None = None
+    momentum: OptionalFloat = None
     """Nesterov momentum."""
 
     def given(self) -> dict[str, float]:
