@@ -90,7 +90,8 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     for reason in run.damaged:
         print(f"left out: {reason}", file=sys.stderr)
     task = _decoding_otherwise(run, decoding) if decoding else run.task
-    found: dict[str, dict[str, float]] = {}
+    # By split and metric, one number a seed.
+    scores: dict[str, dict[str, list[float]]] = {}
     for split in options.split:
         try:
             results = [
@@ -106,10 +107,11 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
                 raise
             first = (str(error).strip() or "MemoryError").splitlines()[0][:200]
             raise UserError(f"out of memory: {first}") from error
-        found[split] = summarise({k: [float(x[k]) for x in results] for k in results[0]})
+        scores[split] = {k: [float(x[k]) for x in results] for k in results[0]}
+    found = {split: summarise(of) for split, of in scores.items()}
     with as_user_error(folder / ("decodings.json" if decoding else "evaluation.json")):
         if decoding:
-            write_decoding(folder, run.step, decoding, found)
+            write_decoding(folder, run.step, decoding, scores)
         else:
             write_evaluation(folder, run.step, options.checkpoint, found)
     if options.figures and not decoding and run.task.figures is not None:
@@ -126,9 +128,9 @@ def _decoding_otherwise(run: Run, decoding: dict[str, float]) -> Task:
 
     config = run.config
     if not isinstance(config, TaskConfig) or not config.minimises:
-        name = getattr(config, "model", run.task_name)
+        model = getattr(config, "model", f"of the task {run.task_name}")
         first = next(iter(decoding)).replace("_", "-")
-        raise UserError(f"--inner.{first}: expected a run of idspn or dspn, got one of {name}")
+        raise UserError(f"--inner.{first}: the model {model} has no inner loop")
     changes = {NAMES_AT_EVALUATION.get(name, name): value for name, value in decoding.items()}
     try:
         inner = dataclasses.replace(config.resolved_inner(), **changes)

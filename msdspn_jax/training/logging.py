@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SHOWN = {
 }
 
 
-def summarise(values: dict[str, Iterable[float]]) -> dict[str, float]:
+def summarise(values: Mapping[str, Iterable[float]]) -> dict[str, float]:
     """Mean over replicates under the plain name; sample standard deviation as ``name_std``."""
     summary = {}
     for name, per_replicate in values.items():

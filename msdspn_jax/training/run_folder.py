@@ -235,7 +235,7 @@ def write_evaluation(
 
 
 def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
-    """What `write_decoding` wrote: for each, step, inner settings, and metrics by split."""
+    """What `write_decoding` wrote: step, inner settings, and by split the metrics of every seed."""
     try:
         records = json.loads((Path(folder) / "decodings.json").read_bytes())
         complete = all(record["step"] >= 0 and record["inner"] for record in records)
@@ -244,8 +244,14 @@ def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
         return []
 
 
+def last_decodings(folder: str | Path) -> list[dict[str, Any]]:
+    """Those of `read_decodings` that are of the last checkpoint that was decoded so."""
+    records = read_decodings(folder)
+    return [x for x in records if x["step"] == max(record["step"] for record in records)]
+
+
 def write_decoding(
-    folder: Path, step: int, inner: dict[str, float], found: dict[str, dict[str, float]]
+    folder: Path, step: int, inner: dict[str, float], found: dict[str, dict[str, list[float]]]
 ) -> None:
     """Keep the metrics of a checkpoint that was decoded with other settings than the run's own.
 

@@ -128,7 +128,7 @@ def test_flags_of_groups():
     assert (config.devices.parallel, config.safety.skip_bad_steps) == ("pmap", 4)
 
 
-def test_resume_takes_what_is_not_given_from_the_run(tmp_path):
+def test_resume_takes_what_is_not_given_from_the_run(tmp_path, capsys):
     folder = str(tmp_path / "run")
     assert cli.main(["train", "toy", "--run-dir", folder, "--noise", "0.25", *SMALL]) == 0
     config = train_command.parse("toy", ["--run-dir", folder, "--resume"])
@@ -138,12 +138,16 @@ def test_resume_takes_what_is_not_given_from_the_run(tmp_path):
     assert not config.run.progress
     assert cli.main(["train", "toy", "--run-dir", folder, "--resume"]) == 0
     assert cli.main(["train", "toy", "--run-dir", folder, "--resume", "--noise", "0.5"]) == 2
+    capsys.readouterr()
+    assert cli.main(["evaluate", folder, "--inner.num-steps", "9"]) == 2
+    assert "--inner.num-steps: the model of the task toy has no inner" in capsys.readouterr().err
 
 
 def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     size = ["--set-size", "2", "--set-dim", "2", "--inner.num-steps", "2", "--hidden-dim", "8"]
     size += ["--latent-dim", "8", "--batch-size", "4", "--val-size", "10", "--test-size", "6"]
+    size += ["--inner.eval-num-steps", "3"]
     assert cli.main(["train", "random-sets", "--run-dir", str(folder), *size, *SMALL]) == 0
     for name in ("predictions", "inner_loop", "strip", "curves"):
         assert (folder / "figures" / f"{name}.png").stat().st_size > 2000
@@ -157,14 +161,20 @@ def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):
     assert (folder / "figures" / "strip.png").exists()
     assert cli.main(["evaluate", str(folder), "--checkpoint", "77"]) == 2
     # Decoded otherwise: kept apart, a record for each set of flags.
-    more = ["evaluate", str(folder), "--inner.num-steps", "9", "--inner.momentum", "0.5"]
-    assert cli.main([*more, "--split", "val"]) == 0
+    for flags in (["9"], ["3"], ["9", "--inner.momentum", "0.5"]):
+        more = ["evaluate", str(folder), "--inner.num-steps", *flags]
+        assert cli.main([*more, "--split", "val"]) == 0
     assert cli.main([*more, "--split", "test"]) == 0
-    assert cli.main([*more[:-1], "0.4", "--split", "val"]) == 0
-    one, other = run_folder.read_decodings(folder)
-    assert one["inner"] == {"num_steps": 9, "momentum": 0.5}
-    assert set(one["metrics"]) == {"val", "test"}
-    assert other["metrics"]["val"]["loss"] != one["metrics"]["val"]["loss"] != found["val"]["loss"]
+    records = run_folder.read_decodings(folder)
+    assert [x["inner"] for x in records] == [
+        {"num_steps": 9},
+        {"num_steps": 3},
+        {"num_steps": 9, "momentum": 0.5},
+    ]
+    assert set(records[2]["metrics"]) == {"val", "test"}
+    losses = [x["metrics"]["val"]["loss"][0] for x in records]
+    assert len(set(losses)) == 3
+    assert losses[1] == found["val"]["loss"]  # The run's own number of steps.
     assert json.loads((folder / "evaluation.json").read_text())["metrics"] == found
     capsys.readouterr()
     assert cli.main(["evaluate", str(folder), "--inner.num-starts", "0"]) == 2
@@ -291,7 +301,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
         record = {"task": "random-sets", "config": config, "devices": ["cpu"], "num_devices": 1}
         (folder / "config.json").write_text(json.dumps(record))
         for number, value in ((10, loss), (20, loss / 4)):
-            found = {"val": {"loss": value}}
+            found = {"val": {"loss": [value] * 3}}
             run_folder.write_decoding(folder, steps, {"num_steps": number}, found)
         line = {"step": steps, "split": "val", "loss": loss, "loss_std": loss / 10}
         (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")

@@ -410,7 +410,7 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         for step, inner, split, value in tried:
-            write_decoding(folder, step, inner, {split: {"macro_accuracy": value}})
+            write_decoding(folder, step, inner, {split: {"macro_accuracy": [value]}})
         config = dataclasses.replace(small(), **changes)
         return Scores(folder, config, 1, {"macro_accuracy": [0.5]})
 

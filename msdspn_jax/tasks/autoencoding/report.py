@@ -18,7 +18,7 @@ from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
-    read_decodings,
+    last_decodings,
     read_metrics,
     read_record,
     training_hours,
@@ -208,30 +208,25 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
         hidden_dim=config.hidden_dim,
         hours=sum(training_hours(run) for _, _, run in members),
         run=str(run.relative_to(folder)),
-        more_steps=_more_steps([run for _, _, run in members], counts.tolist()),
+        more_steps=_more_steps([run for _, _, run in members]),
     )
 
 
-def _more_steps(folders: Sequence[Path], weights: Sequence[float]) -> dict[int, float]:
-    """Mean validation loss of runs by number of inner steps, where all of them have it.
+def _more_steps(folders: Sequence[Path]) -> dict[int, float]:
+    """Mean validation loss of all seeds by number of inner steps, where all runs have it.
 
     Of their last step, from what `msdspn evaluate RUN --inner.num-steps K` kept.
     """
-    tried: list[dict[int, float]] = []
-    for folder in folders:
-        records = [x for x in read_decodings(folder) if "val" in x["metrics"]]
-        last = max((x["step"] for x in records), default=0)
-        tried.append(
-            {
-                x["inner"]["num_steps"]: x["metrics"]["val"]["loss"]
-                for x in records
-                if x["step"] == last and x["inner"].keys() == {"num_steps"}
-            }
-        )
-    common = [steps for steps in tried[0] if all(steps in of for of in tried)]
-    return {
-        steps: float(np.average([of[steps] for of in tried], weights=weights)) for steps in common
-    }
+    tried: list[dict[int, list[float]]] = [
+        {
+            x["inner"]["num_steps"]: x["metrics"]["val"]["loss"]
+            for x in last_decodings(folder)
+            if x["inner"].keys() == {"num_steps"} and "val" in x["metrics"]
+        }
+        for folder in folders
+    ]
+    common = set.intersection(*(set(of) for of in tried))
+    return {n: float(np.mean([loss for of in tried for loss in of[n]])) for n in sorted(common)}
 
 
 def _variants(rows: Sequence[Row]) -> list[str]:

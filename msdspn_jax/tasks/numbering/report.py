@@ -26,7 +26,7 @@ from msdspn_jax.tasks.summary import Result, write_results
 from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
-    read_decodings,
+    last_decodings,
     training_hours,
     validation_curve,
 )
@@ -301,19 +301,18 @@ def decoded(scores: Sequence[Scores]) -> list[Decoded]:
 
     Best on validation, at the last step for which a run has such scores.
     """
-    by_run: list[dict[str, dict[str, dict[str, float]]]] = []
-    for score in scores:
-        records = read_decodings(score.folder)
-        last = max((record["step"] for record in records), default=0)
-        by_run.append({_decoding(x["inner"]): x["metrics"] for x in records if x["step"] == last})
+    by_run = [
+        {_decoding(x["inner"]): x["metrics"] for x in last_decodings(score.folder)}
+        for score in scores
+    ]
     found = []
     for words in by_run[0]:
         if all(words in of for of in by_run):
             cells = {}
             for split in ("val", "test"):
                 if all(split in of[words] for of in by_run):
-                    values = [100 * of[words][split]["macro_accuracy"] for of in by_run]
-                    cells[split] = _cell(values, 0.0)
+                    seeds = [x for of in by_run for x in of[words][split]["macro_accuracy"]]
+                    cells[split] = _cell([100 * x for x in seeds], 0.0)
             found.append(Decoded(words, cells))
     return sorted(found, key=lambda of: -of.cells["val"].mean if "val" in of.cells else 0.0)
 
