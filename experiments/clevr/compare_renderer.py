@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
 from skimage.metrics import structural_similarity
 
+from msdspn_jax import plots
 from msdspn_jax.clevr.camera import look_at_origin, project
 from msdspn_jax.clevr.render.trace import QUALITIES, render
 from msdspn_jax.clevr.sampling import visible_pixels
@@ -77,11 +77,25 @@ def main() -> None:
     if flags.quality == "default":
         write_results(Path(__file__).parent, [result], "renderer")
     if flags.picture:
-        strips = []
-        for i in flags.show:
-            amplified = np.clip(127.5 + 4.0 * (images[i].astype(float) - references[i]), 0, 255)
-            strips.append(np.concatenate([references[i], images[i], amplified.astype(np.uint8)]))
-        Image.fromarray(np.concatenate(strips, axis=1)).save(flags.picture, optimize=True)
+        shown = [x[flags.show].astype(float) for x in (references, images)]
+        difference = np.clip(127.5 + 4 * (shown[1] - shown[0]), 0, 255)
+        rows = {"Blender": shown[0], "ours": shown[1], "ours - Blender,\n4 times": difference}
+        plots.save(image_rows(rows), flags.picture)
+
+
+def image_rows(rows):
+    """A labelled row of images for each of ``{label: images [n, size, size, 3] of 0 to 255}``."""
+    count = len(next(iter(rows.values())))
+    figure = plots.new_figure(1.3 * count + 0.4, 1.3 * len(rows))
+    for axes_of_row, (label, images) in zip(
+        figure.subplots(len(rows), count, squeeze=False), rows.items(), strict=True
+    ):
+        axes_of_row[0].set_ylabel(label)
+        for axes, image in zip(axes_of_row, images, strict=True):
+            axes.imshow(image.astype(np.uint8))
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    return figure
 
 
 if __name__ == "__main__":
