@@ -158,6 +158,16 @@ def shapes_once(function: Callable[..., Any], name: str, *settings: Any) -> Any:
     return shapes
 
 
+# Settings of JAX that make another program of the same function.
+_TRACED = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
+
+
 def _file(folder: str, kind: str, *what: Any) -> Path:
     """A name made of all that the trace of a function depends on."""
     facts = (
@@ -165,8 +175,7 @@ def _file(folder: str, kind: str, *what: Any) -> Path:
         _package_files(),
         jax.__version__,
         jax.default_backend(),
-        jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+        *(getattr(jax.config, name) for name in _TRACED),
     )
     return Path(folder) / f"{kind}-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
 

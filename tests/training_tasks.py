@@ -152,7 +152,7 @@ def no_figures(request, monkeypatch):
 def draw_nothing(monkeypatch) -> None:
     from msdspn_jax.training import loop
 
-    monkeypatch.setattr(loop._Trainer, "_finish", lambda self: self.checkpoints.wait())
+    monkeypatch.setattr(loop._Trainer, "_draw_all", lambda self: None)
 
 
 def register() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from msdspn_jax import _check
-from msdspn_jax._files import as_user_error, write_text
+from msdspn_jax._files import as_user_error, waiting_for, write_text
 from msdspn_jax.clevr.files import (
     Record,
     Source,
@@ -25,6 +25,7 @@ from msdspn_jax.clevr.objects import MAX_OBJECTS, NUM_FEATURES
 from msdspn_jax.errors import UserError
 
 CACHE_FORMAT = 1
+_NAMES = ("images", "objects")
 _CHUNK = 256
 
 
@@ -71,7 +72,7 @@ def prepare_cache(
 
     It may be interrupted at any moment and run again: finished chunks are checked against their
     checksums and kept. ``manifest.json`` is written last, and without it a cache does not load. A
-    cache that is complete is left as it is.
+    cache that is complete is left as it is; one that another process prepares is waited for.
 
     Args:
         source: where the records come from.
@@ -90,19 +91,15 @@ def prepare_cache(
     folder, number = Path(folder), len(source)
     identity = {"format": CACHE_FORMAT, "size": size, "num": number, "source": source.fingerprint}
     report = on_progress or (lambda done, total: None)
-    if (folder / "manifest.json").exists():
-        manifest = _read_manifest(folder)
-        if manifest["identity"] != identity:
-            raise UserError(
-                f"{folder}: holds the cache of other data ({manifest['identity']}, expected "
-                f"{identity}); remove it or choose another folder"
-            )
-        load_cache(folder)
-        report(number, number)
-        return folder
-    with as_user_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _fill_cache(source, folder, identity, threads, report)
+    if not _is_finished(folder, identity):
+        with as_user_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Of two jobs that need the same images one prepares them, and the other waits.
+            with waiting_for(folder):
+                if not _is_finished(folder, identity):
+                    _fill_cache(source, folder, identity, threads, report)
+                    return folder
+    report(number, number)
     return folder
 
 
@@ -146,6 +143,20 @@ def load_cache(folder: str | Path, *, verify: bool = False) -> ClevrCache:
                     )
     file_names = [name for chunk in chunks for name in chunk["file_names"]]
     return ClevrCache(**arrays, file_names=file_names, fingerprint=identity["source"])
+
+
+def _is_finished(folder: Path, identity: dict[str, Any]) -> bool:
+    """Whether the cache of this data is there, whole; refuses another's."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = _read_manifest(folder)
+    if manifest["identity"] != identity:
+        raise UserError(
+            f"{folder}: holds the cache of other data ({manifest['identity']}, expected "
+            f"{identity}); remove it or choose another folder"
+        )
+    load_cache(folder)
+    return True
 
 
 def _fill_cache(
@@ -248,9 +259,6 @@ def _resumable_chunks(
             path.unlink(missing_ok=True)
         return []
     return kept
-
-
-_NAMES = ("images", "objects")
 
 
 def _chunk_digest(array: np.ndarray, chunk: int) -> str:

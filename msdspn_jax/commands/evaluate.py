@@ -78,10 +78,10 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     from msdspn_jax._cache import enable_compilation_cache
     from msdspn_jax._files import as_user_error
     from msdspn_jax.trained.run import checkpoint_named, load_run
+    from msdspn_jax.training.failures import out_of_memory
     from msdspn_jax.training.logging import summarise
-    from msdspn_jax.training.loop import out_of_memory
     from msdspn_jax.training.run_folder import write_decoding, write_evaluation
-    from msdspn_jax.training.state import run_keys
+    from msdspn_jax.training.state import by_seed
 
     checkpoint, decoding = checkpoint_named(options.checkpoint), options.inner.given()
     if options.compilation_cache:
@@ -94,12 +94,7 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, list[float]]] = {}
     for split in options.split:
         try:
-            results = [
-                task.evaluate_at(
-                    run.step, variables, split, run_keys(run.config.seed + r).evaluation
-                )
-                for r, variables in enumerate(run.variables)
-            ]
+            scores[split] = by_seed(task, run.step, run.variables, split, run.config.seed)
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         except (RuntimeError, MemoryError) as error:
@@ -107,7 +102,6 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
                 raise
             first = (str(error).strip() or "MemoryError").splitlines()[0][:200]
             raise UserError(f"out of memory: {first}") from error
-        scores[split] = {k: [float(x[k]) for x in results] for k in results[0]}
     found = {split: summarise(of) for split, of in scores.items()}
     with as_user_error(folder / ("decodings.json" if decoding else "evaluation.json")):
         if decoding:

@@ -18,7 +18,7 @@ from tyro.constructors import (
 
 from msdspn_jax.adjoints import Adjoint, parse_adjoint
 from msdspn_jax.errors import UserError
-from msdspn_jax.trained import legacy
+from msdspn_jax.training import legacy
 from msdspn_jax.training.config import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)

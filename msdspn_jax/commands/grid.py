@@ -192,12 +192,13 @@ def train_cell(task: str, cell: Cell, folder: Path) -> int:
 
 
 def _check_unchanged(task: str, cell: Cell, folder: Path) -> None:
-    from msdspn_jax.commands import flags
+    from msdspn_jax.commands.train import parse
     from msdspn_jax.trained.run import read_config
     from msdspn_jax.training.run_folder import config_difference
 
     _, saved = read_config(folder / cell.name)
-    asked = flags.parse(tasks.load(task).Config, list(cell.arguments), prog=f"msdspn grid {task}")
+    # Without --resume: what the cell does not say is the default, not what the run has.
+    asked = parse(task, list(cell.arguments))
     difference = config_difference(saved, asked)
     if difference:
         raise UserError(

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 def parse(name: str, argv: list[str]) -> Any:
     """The configuration that the flags ask for.
 
-    With ``--resume``, what is not given is as the run was begun.
+    With ``--resume``, what neither a flag nor a recipe says is as the run was begun.
 
     Raises:
         UserError: there is no run to go on with; or values that do not go together.
@@ -87,16 +87,14 @@ def parse(name: str, argv: list[str]) -> Any:
         # Where and how a run is gone on with is asked for anew each time.
         run = dataclasses.replace(saved.run, resume=False, allow_config_change=False)
         default = dataclasses.replace(saved, run=run, devices=Devices())
-    elif recipe is not None:
-        default = recipes.read(module, recipe)
+    if recipe is not None:
+        default = recipes.read(module, recipe, default=default)
     config = flags.parse(
         module.Config, argv, prog=f"msdspn train {tasks.word(name)}", default=default
     )
     config = config.completed()
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")
-    if config.run.resume is True:
-        run_folder.require_run(config.run.dir)
     if config.run.dir is None and (
         config.devices.distributed or config.devices.coordinator is not None
     ):
@@ -110,10 +108,10 @@ def parse(name: str, argv: list[str]) -> Any:
 
 def _value_of(flag: str, argv: list[str]) -> str | None:
     for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(flag + "="):
-            return word.split("=", 1)[1]
+        name, equals, value = word.partition("=")
+        # As tyro reads it.
+        if name.replace("_", "-") == flag:
+            return value if equals else next(iter(argv[i + 1 :]), None)
     return None
 
 
@@ -126,16 +124,6 @@ def _without(flag: str, argv: list[str]) -> tuple[list[str], str | None]:
         at = argv.index(flag)
         return argv[:at] + argv[at + 2 :], value
     return [word for word in argv if not word.startswith(flag + "=")], value
-
-
-def _saved(config: Any) -> Any:
-    """The configuration that the run to go on with was begun with."""
-    from msdspn_jax.trained.run import read_config
-    from msdspn_jax.training.run_folder import is_run
-
-    if config.run.resume and is_run(config.run.dir):
-        return read_config(config.run.dir)[1]
-    return None
 
 
 def train(name: str, config: Any) -> int:
@@ -153,15 +141,16 @@ def train(name: str, config: Any) -> int:
         enable_compilation_cache()
     import jax
 
-    from msdspn_jax.training.loop import LostPeer
+    from msdspn_jax.training.failures import LostPeer
     from msdspn_jax.training.loop import train as run_training
+    from msdspn_jax.training.run_folder import is_run
 
     try:
         task = tasks.build(name, config)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from error
     leader = jax.process_index() == 0
-    if config.init_from is not None and _saved(config) is None:
+    if config.init_from is not None and not (config.run.resume and is_run(config.run.dir)):
         from msdspn_jax.trained.weights import start_from
 
         task, left = start_from(task, config.init_from)
@@ -170,7 +159,7 @@ def train(name: str, config: Any) -> int:
     if leader:
         print(f"run folder: {config.run.dir}", file=sys.stderr)
     try:
-        outcome = run_training(task, config, saved=_saved(config))
+        outcome = run_training(task, config)
     except LostPeer as error:
         print(f"msdspn train: {error}", file=sys.stderr, flush=True)
         # The usual way out waits for the process that is gone.

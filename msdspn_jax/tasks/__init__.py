@@ -1,8 +1,8 @@
 """Experiments by name, and tasks of one's own by file or module.
 
-The module of each exports ``Config`` and ``build(config) -> Task``, and ``report(argv)`` where its
-finished runs can be collected into the paper's tables. To load a task of one's own is to run its
-code.
+The module of each exports ``Config`` and ``build(config) -> Task``, and ``report(argv, runs)``
+where its finished runs can be collected into the paper's tables. To load a task of one's own is to
+run its code.
 """
 
 from __future__ import annotations

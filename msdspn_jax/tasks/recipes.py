@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from msdspn_jax.errors import UserError
-from msdspn_jax.training.config import from_dict
+from msdspn_jax.training.config import with_values
 
 
 def names(module: ModuleType) -> list[str]:
@@ -21,12 +21,13 @@ def names(module: ModuleType) -> list[str]:
     return sorted(path.stem for path in _folder(module).glob("*.toml"))
 
 
-def read(module: ModuleType, recipe: str) -> Any:
-    """The configuration of a recipe: the task's defaults, and what the file says.
+def read(module: ModuleType, recipe: str, *, default: Any = None) -> Any:
+    """The configuration of a recipe: what the file says, and for the rest the default.
 
     Args:
         module: of the task, see `msdspn_jax.tasks.load`.
         recipe: one of `names`, or the path of a file that ends in .toml.
+        default: a configuration. Default: the task's.
 
     Raises:
         UserError: no such recipe, or it does not fit the task.
@@ -38,7 +39,7 @@ def read(module: ModuleType, recipe: str) -> Any:
             f"--recipe: expected one of this task's ({known}) or a .toml file, got {recipe!r}"
         )
     try:
-        return from_dict(module.Config, tomllib.loads(path.read_text()))
+        return with_values(default or module.Config(), tomllib.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--recipe {recipe}: {error}") from error
 

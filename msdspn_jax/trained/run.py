@@ -8,16 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
-from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.trained.weights import Model
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints, damage
 from msdspn_jax.training.config import TrainConfig
-from msdspn_jax.training.state import Init, init_states, replicate_of
+from msdspn_jax.training.state import init_states, replicate_of
 from msdspn_jax.training.task import Task, Variables
 
 #: Best by validation, the latest, or that of a step.
@@ -53,32 +51,27 @@ def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
     folder = Path(folder)
     task_name, config = read_config(folder)
     task = tasks.build(task_name, config)
-    variables, step, damaged = _restore(
-        folder, config, task.init, task.optimizer, task.monitor, checkpoint=checkpoint
-    )
+    variables, step, damaged = _restore(folder, config, task, checkpoint)
     return Run(folder, task_name, config, task, variables, step, damaged)
 
 
 def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Model:
-    """The model that a run trained (of its first seed), without the task: needs no data.
+    """The model that a run trained (of its first seed); its data need not be there.
 
     Raises:
         UserError: as `load_run`, or its task makes no predictors.
     """
-    folder = Path(folder)
-    task_name, config = read_config(folder)
+    task_name = read_config(folder)[0]
     module: Any = tasks.load(task_name)
     if not hasattr(module, "build_predictor"):
         raise UserError(f"{folder}: a run of the task {task_name}, expected clevr or sets")
-    predictor = module.build_predictor(config)
-    optimizer = module.outer_optimizer(config)
-    variables, step, damaged = _restore(
-        folder, config, predictor.init, optimizer, module.MONITOR, checkpoint=checkpoint
-    )
-    for reason in damaged:
+    run = load_run(folder, checkpoint=checkpoint)
+    for reason in run.damaged:
         warnings.warn(f"left out: {reason}", stacklevel=2)
-    versions = run_folder.package_versions()
-    return Model(config, variables[0], step, predictor, versions, task_name, str(folder))
+    predictor, versions = module.build_predictor(run.config), run_folder.package_versions()
+    return Model(
+        run.config, run.variables[0], run.step, predictor, versions, task_name, str(folder)
+    )
 
 
 def read_config(folder: str | Path) -> tuple[str, TrainConfig]:
@@ -87,10 +80,8 @@ def read_config(folder: str | Path) -> tuple[str, TrainConfig]:
     Raises:
         UserError: no such run, or its record is damaged.
     """
-    record = run_folder.read_record(folder)
-    name = record["task"]
-    values = modernise(name, record["config"])
-    return name, run_folder.parse_config(folder, tasks.load(name).Config, values)
+    name = run_folder.read_record(folder)["task"]
+    return name, run_folder.read_config(folder, tasks.load(name).Config)
 
 
 def checkpoint_named(text: str) -> Checkpoint:
@@ -107,19 +98,15 @@ def checkpoint_named(text: str) -> Checkpoint:
 
 
 def _restore(
-    folder: Path,
-    config: TrainConfig,
-    init: Init,
-    optimizer: optax.GradientTransformation,
-    monitor: tuple[str, Literal["min", "max"]],
-    *,
-    checkpoint: Checkpoint,
+    folder: Path, config: TrainConfig, task: Task, checkpoint: Checkpoint
 ) -> tuple[list[Variables], int, tuple[str, ...]]:
     """The variables of every replicate at a checkpoint, its step, and which others are damaged."""
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} holds no checkpoint yet")
-    checkpoints = Checkpoints(folder / "checkpoints", monitor=monitor, read_only=True)
-    shapes = jax.eval_shape(lambda: init_states(init, optimizer, config.seed, config.replicates))
+    checkpoints = Checkpoints(folder / "checkpoints", monitor=task.monitor, read_only=True)
+    shapes = jax.eval_shape(
+        lambda: init_states(task.init, task.optimizer, config.seed, config.replicates)
+    )
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     while True:
         step = checkpoints.best_step() if checkpoint == "best" else checkpoint

@@ -27,8 +27,8 @@ from msdspn_jax.clevr.objects import ATTRIBUTES, CLEVR_LAYOUT, MAX_OBJECTS, PRES
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import ENERGY_MODELS
 from msdspn_jax.trained.calibration import Calibration
-from msdspn_jax.trained.legacy import modernise
 from msdspn_jax.training.config import TrainConfig, from_dict
+from msdspn_jax.training.legacy import modernise
 from msdspn_jax.training.run_folder import package_versions
 from msdspn_jax.training.task import Task, Variables
 

@@ -443,7 +443,10 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+        text = str(error)
+        # Of memory the same word is used.
+        exhausted = "RESOURCE_EXHAUSTED" in text and "Out of memory" not in text
+        if "No space left on device" in text or exhausted:
             return True
         error = error.__cause__ or error.__context__
     return False

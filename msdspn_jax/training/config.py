@@ -263,7 +263,7 @@ def from_dict(config_type: type[T], values: dict[str, Any]) -> T:
     Raises:
         ValueError, TypeError: a field that the type does not have, or a value that is not valid.
     """
-    return _with_json(config_type(), values)
+    return with_values(config_type(), values)
 
 
 def as_flags(values: dict[str, Any]) -> dict[str, Any]:
@@ -296,8 +296,12 @@ def _to_json(value: Any) -> Any:
     return str(value)
 
 
-def _with_json(config: Any, values: dict[str, Any]) -> Any:
-    """A dataclass with the fields that ``values``, the inverse of `_to_json`, holds."""
+def with_values(config: T, values: dict[str, Any]) -> T:
+    """A configuration with the fields that ``values``, as of `TrainConfig.to_dict`, names.
+
+    Raises:
+        ValueError, TypeError: as `from_dict`.
+    """
     kind = type(config)
     unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(kind)})
     if unknown:
@@ -309,7 +313,7 @@ def _with_json(config: Any, values: dict[str, Any]) -> Any:
 
     def parse(name: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return _with_json(getattr(config, name), value)
+            return with_values(getattr(config, name), value)
         if isinstance(value, list):
             return tuple(value)
         if isinstance(value, str) and float in (hints[name], *typing.get_args(hints[name])):

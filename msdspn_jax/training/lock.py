@@ -8,7 +8,6 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -98,24 +97,6 @@ class Lock:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-
-
-@contextlib.contextmanager
-def waiting_for(folder: Path) -> Iterator[None]:
-    """Be the only one in a folder for a moment, after whoever else is.
-
-    Where the file system knows no locks, without.
-    """
-    handle = None
-    with contextlib.suppress(OSError):
-        if fcntl is not None:
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def _is_file_at(file: IO[str], path: Path) -> bool:

@@ -36,6 +36,49 @@ def summarise(values: Mapping[str, Iterable[float]]) -> dict[str, float]:
     return summary
 
 
+class Window:
+    """Sums of the training metrics since the last line in metrics.jsonl."""
+
+    def __init__(self, replicates: int):
+        self.replicates = replicates
+        self.count = np.zeros(replicates, np.int64)
+        self.sums: dict[str, np.ndarray] = {}
+        self.seconds, self.steps_timed = 0.0, 0
+
+    def took(self, seconds: float, steps: int) -> None:
+        """How long steps took, those left out that were compiled for."""
+        self.seconds += seconds
+        self.steps_timed += steps
+
+    def rate(self) -> float:
+        """Steps a second, evaluation and checkpoints aside; NaN where none was timed."""
+        return self.steps_timed / self.seconds if self.seconds > 0 else float("nan")
+
+    def add(self, metrics: dict[str, np.ndarray], status: np.ndarray) -> None:
+        # Step by step, not chunk by chunk: sums must not depend on where chunks end.
+        for i, good in enumerate(status == 0):
+            self.count += good
+            for name, values in metrics.items():
+                total = self.sums.setdefault(name, np.zeros(self.replicates))
+                total += np.where(good, values[i], 0.0)
+
+    def summary(self) -> dict[str, float]:
+        if not self.count.any():
+            return {}
+        with np.errstate(invalid="ignore"):
+            return summarise({k: v / self.count for k, v in self.sums.items()})
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "count": self.count.tolist(),
+            "sums": {k: v.tolist() for k, v in self.sums.items()},
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        self.count = np.array(record["count"], np.int64)
+        self.sums = {k: np.array(v) for k, v in record["sums"].items()}
+
+
 class Logger:
     """Writes a run's metrics everywhere; only process 0 has one that is not silent."""
 

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from msdspn_jax._files import write_text
+from msdspn_jax._files import waiting_for, write_text
 from msdspn_jax.errors import UserError
 from msdspn_jax.training.checkpoints import newest_record, steps_in
 from msdspn_jax.training.config import TrainConfig, as_flags, from_dict
-from msdspn_jax.training.lock import waiting_for
+from msdspn_jax.training.legacy import modernise
 from msdspn_jax.training.task import Task
 
 PACKAGES = ("msdspn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -138,13 +138,8 @@ def read_config(folder: str | Path, config_type: type[TrainConfig]) -> TrainConf
     Raises:
         UserError: no record, or none that makes a valid configuration.
     """
-    return parse_config(folder, config_type, read_record(folder)["config"])
-
-
-def parse_config(
-    folder: str | Path, config_type: type[TrainConfig], values: dict[str, Any]
-) -> TrainConfig:
-    """As `read_config`, from the record's configuration."""
+    record = read_record(folder)
+    values = modernise(record["task"], record["config"])
     known = {f.name for f in dataclasses.fields(config_type)}
     try:
         return from_dict(config_type, {k: v for k, v in values.items() if k in known})
@@ -235,13 +230,23 @@ def write_evaluation(
 
 
 def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
-    """What `write_decoding` wrote: step, inner settings, and by split the metrics of every seed."""
+    """What `write_decoding` wrote: step, inner settings, and by split the metrics of every seed.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(folder) / "decodings.json"
     try:
-        records = json.loads((Path(folder) / "decodings.json").read_bytes())
-        complete = all(record["step"] >= 0 and record["inner"] for record in records)
-        return records if complete and all(record["metrics"] for record in records) else []
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        records = json.loads(path.read_bytes())
+        if not all(record["step"] >= 0 and record["inner"] for record in records):
+            raise ValueError("a record without settings")
+        if not all(record["metrics"] for record in records):
+            raise ValueError("a record without metrics")
+    except FileNotFoundError:
         return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): mend it or remove it") from error
+    return records
 
 
 def last_decodings(folder: str | Path) -> list[dict[str, Any]]:

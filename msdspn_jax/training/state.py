@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,25 @@ def run_keys(seed: int) -> RunKeys:
     """The keys of a seed; nothing else in training is random."""
     root = jax.random.key(seed)
     return RunKeys(*(jax.random.fold_in(root, i) for i in range(4)))
+
+
+def by_seed(
+    task: Task, step: int, variables: Sequence[Variables], split: str, seed: int
+) -> dict[str, list[float]]:
+    """The scores of a split after ``step`` steps: by metric, a number for each replicate.
+
+    Args:
+        task: what was trained.
+        step: after how many steps.
+        variables: those of every replicate.
+        split: "val" or "test".
+        seed: of the run, that is of its first replicate.
+    """
+    results = [
+        task.evaluate_at(step, of, split, run_keys(seed + replicate).evaluation)
+        for replicate, of in enumerate(variables)
+    ]
+    return {name: [float(result[name]) for result in results] for name in results[0]}
 
 
 def init_state(

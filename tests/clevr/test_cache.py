@@ -1,5 +1,7 @@
+import concurrent.futures
 import errno
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -59,6 +61,27 @@ def test_cache_holds_the_resized_records(archive, tmp_path, small_chunks):
     again = Counted(source)
     prepare_cache(again, folder, size=16)
     assert again.read == [], "a finished cache is left as it is"
+
+
+def test_of_two_jobs_one_prepares_and_the_other_waits(archive, tmp_path, small_chunks):
+    source, begun, go_on = ClevrFolder(archive, "train"), threading.Event(), threading.Event()
+
+    class Slow(Counted):
+        def __getitem__(self, index):
+            begun.set()
+            assert go_on.wait(60)
+            return super().__getitem__(index)
+
+    first, second = Slow(source), Counted(source)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(prepare_cache, first, tmp_path, size=8)]
+        assert begun.wait(60)
+        jobs.append(pool.submit(prepare_cache, second, tmp_path, size=8))
+        assert concurrent.futures.wait(jobs[1:], timeout=0.3).not_done
+        go_on.set()
+        assert [job.result(60) for job in jobs] == [tmp_path, tmp_path]
+    load_cache(tmp_path, verify=True)
+    assert (sorted(first.read), second.read) == ([0, 1, 2, 3, 4], [])
 
 
 @pytest.mark.parametrize("stop_at", range(5))

@@ -338,7 +338,7 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     assert text.endswith("| `msdspn bench layer` |\n" + end + "\nafter\n")
     assert "old" not in text
     assert "3 \\| 4" in text
-    row = "iDSPN, momentum, 10 inner steps: 0.0100, evaluated with 20: 0.0025 |"
+    row = "iDSPN, momentum, 10 inner steps: 0.0100, decoded with 20: 0.0025 |"
     assert (row in text) == (steps == 20_000)
 
 

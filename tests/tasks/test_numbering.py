@@ -358,7 +358,7 @@ def test_report(tmp_path, capsys):
     assert "test split, 2 seeds" in text
     assert "| DeepSets | 0.0±0.0 | 0 | 0.0±0.0 |" in text
     assert text.strip() in capsys.readouterr().out
-    assert (output / "accuracy.png").stat().st_size > 1000
+    assert (output / "accuracy_n4_2_classes.png").stat().st_size > 1000
     assert len(json.loads((output / "results.json").read_text())) == 1
 
 

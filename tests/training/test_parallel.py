@@ -18,7 +18,7 @@ import training_tasks
 from processes import environment, wait_for, wait_for_step
 from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 
-from msdspn_jax.training import loop, run_folder
+from msdspn_jax.training import failures, loop, run_folder
 from msdspn_jax.training.checkpoints import Checkpoints
 from msdspn_jax.training.supervise import FATE_SHARED, GO_ON, explained
 
@@ -206,7 +206,9 @@ def test_broken_collective_is_a_lost_process(tmp_path, monkeypatch, kind):
     with pytest.raises(kind):  # alone, it is some other error
         trainer.run()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(loop.LostPeer, match=r"another process is gone \(at step 0\): UNKNOWN: Gl"):
+    with pytest.raises(
+        failures.LostPeer, match=r"another process is gone \(at step 0\): UNKNOWN: Gl"
+    ):
         trainer.run()
     monkeypatch.setattr(loop, "agree", lambda *_: int("a bug"))
     with pytest.raises(ValueError, match="invalid literal"):

@@ -30,7 +30,7 @@ from msdspn_jax.training.run_folder import (
     training_hours,
     validation_curve,
 )
-from msdspn_jax.training.state import run_keys
+from msdspn_jax.training.state import by_seed
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, at n = 64 with 4 classes,
 #: by size of the training set (paper, table 1).
@@ -70,8 +70,8 @@ class Options:
     runs: Path = Path("runs")
     """Folder to search for finished runs of this task."""
     out: Path = Path("experiments/class_specific_numbering")
-    """Where to write results.md, results.json, summary.json, accuracy.png and learning.png (and
-    equivariance.md)."""
+    """Where to write results.md, results.json and summary.json, accuracy_*.png and learning_*.png
+    for every size of the problem (and equivariance.md)."""
     split: Literal["test", "val"] = "test"
     """Which split to score the best checkpoint on. Scores are kept in the run folder."""
     equivariance: bool = False
@@ -135,8 +135,8 @@ def report(argv: list[str], runs: Runs) -> int:
     _write(options.out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
     from msdspn_jax import plots
 
-    for number, members in enumerate(groups.values()):
-        ending = ".png" if number == 0 else f"_{number + 1}.png"
+    for (set_size, num_classes), members in groups.items():
+        ending = f"_n{set_size}_{num_classes}_classes.png"
         plots.save(accuracy_figure(table(members)), options.out / f"accuracy{ending}")
         curves = learning(members)
         if curves:
@@ -161,15 +161,13 @@ def score_run(folder: Path, split: str, runs: Runs) -> Scores:
     """Score the best checkpoint of a run on a split, or read the scores kept from the last time."""
     kept = folder / SCORES_FILE
     every = json.loads(kept.read_text()) if kept.exists() else {}
-    if split not in every:
+    # A run may have been trained on; a record without checkpoints is as it was kept.
+    if split not in every or (folder / "checkpoints").is_dir():
         run = runs.load_run(folder)
-        values: dict[str, list[float]] = defaultdict(list)
-        for replicate, variables in enumerate(run.variables):
-            key = run_keys(run.config.seed + replicate).evaluation
-            for name, value in run.task.evaluate(variables, split, key).items():
-                values[name].append(float(value))
-        every[split] = {"step": run.step, "values": values}
-        _write(kept, json.dumps(every, indent=1) + "\n")
+        if every.get(split, {}).get("step") != run.step:
+            values = by_seed(run.task, run.step, run.variables, split, run.config.seed)
+            every[split] = {"step": run.step, "values": values}
+            _write(kept, json.dumps(every, indent=1) + "\n")
     _, config = runs.read_config(folder)
     assert isinstance(config, Config)
     return Scores(folder, config, every[split]["step"], every[split]["values"])
@@ -249,16 +247,19 @@ def table(scores: Sequence[Scores]) -> dict[Row, dict[int, Cell]]:
     """Macro accuracy by row, then by size of the training set (0: fresh)."""
     rows: dict[Row, dict[int, Cell]] = {}
     for row, members in rows_of(scores).items():
-        sizes: dict[int, dict[int, float]] = defaultdict(dict)
-        hours: dict[int, float] = defaultdict(float)
+        # By size, then by seed: the same seed trained twice counts once.
+        percent: dict[int, dict[int, float]] = defaultdict(dict)
+        hours: dict[int, dict[int, float]] = defaultdict(dict)
         for score in members:
-            size = _train_size(score.config)
-            hours[size] += training_hours(score.folder)
-            for replicate, value in enumerate(score.values["macro_accuracy"]):
-                # The same seed trained twice counts once.
-                sizes[size][score.config.seed + replicate] = 100 * value
+            size, values = _train_size(score.config), score.values["macro_accuracy"]
+            for replicate, value in enumerate(values):
+                percent[size][score.config.seed + replicate] = 100 * value
+                hours[size][score.config.seed + replicate] = training_hours(score.folder) / len(
+                    values
+                )
         rows[row] = {
-            size: _cell(list(by_seed.values()), hours[size]) for size, by_seed in sizes.items()
+            size: _cell(list(of.values()), sum(hours[size].values()))
+            for size, of in percent.items()
         }
     return rows
 
@@ -365,10 +366,17 @@ def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
 
 
 def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
-    """Rows for the README, at the largest n there is, on 640 samples: the best iDSPN and DSPN, and
-    the best of the other models.
+    """Rows for the README, on 640 samples at every n: the best iDSPN and DSPN, and the best of the
+    other models.
     """
-    (set_size, _), scores = next(iter(groups.items()))
+    return [
+        result
+        for (set_size, _), scores in groups.items()
+        for result in _summary_at(set_size, scores)
+    ]
+
+
+def _summary_at(set_size: int, scores: Sequence[Scores]) -> list[Result]:
     best: dict[str, tuple[Cell, Row]] = {}
     for row, cells in table(scores).items():
         cell = cells.get(640)
@@ -377,34 +385,36 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
             best[name] = (cell, row)
     if "idspn" not in best:
         return []
-    rows, members = [], rows_of(scores)
-    for name in ("idspn", "dspn", "baseline"):
-        if name not in best:
-            continue
-        cell, row = best[name]
-        # The way of decoding that is best on validation, if it was scored on the test split too.
-        others = decoded([score for score in members[row] if _train_size(score.config) == 640])
-        other = others[0] if others and "test" in others[0].cells else None
-        more = f"; decoded with {other.words}: {other.cells['test']}" if other else ""
-        config = members[row][0].config
-        length = f"{config.steps:,} steps of {config.batch_size}"
-        size = ["640 samples", length + ", not 50,000" * (set_size == 64 and config.steps < 50_000)]
-        if row.training not in ("", length):
-            size.append(row.training.replace(f"{length}, ", ""))
-        published = set_size == 64 and 640 in PUBLISHED.get(row.model, {})
-        rows.append(
-            Result(
-                "[numbering](experiments/class_specific_numbering/README.md), n ="
-                f" {set_size}{', not 64' * (set_size != 64)}: macro accuracy, %",
-                NAMES[row.model] + ", the best of the others" * (name == "baseline"),
-                "{:.1f}±{:.1f}".format(*PUBLISHED[row.model][640]) if published else "",
-                str(cell) + more,
-                "; ".join([*size, _seeds(str(cell.seeds))]),
-                f"{cell.hours * cell.seeds:.1f}",
-                "experiments/class_specific_numbering/run.sh",
-            )
-        )
-    return rows
+    members = rows_of(scores)
+    return [
+        _result(set_size, name, *best[name], members[best[name][1]])
+        for name in ("idspn", "dspn", "baseline")
+        if name in best
+    ]
+
+
+def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Scores]) -> Result:
+    # The way of decoding that is best on validation, if it was scored on the test split too.
+    others = decoded([score for score in members if _train_size(score.config) == 640])
+    other = others[0] if others and "test" in others[0].cells else None
+    more = f"; decoded with {other.words}: {other.cells['test']}" if other else ""
+    config, at_64 = members[0].config, set_size == 64
+    length = f"{config.steps:,} steps of {config.batch_size}"
+    size = ["640 samples", length + ", not 50,000" * (at_64 and config.steps < 50_000)]
+    if row.training not in ("", length):
+        size.append(row.training.replace(f"{length}, ", ""))
+    published = at_64 and 640 in PUBLISHED.get(row.model, {})
+    folder = "experiments/class_specific_numbering"
+    return Result(
+        f"[numbering]({folder}/README.md), n = {set_size}{', not 64' * (not at_64)}: macro"
+        " accuracy, %",
+        NAMES[row.model] + ", the best of the others" * (name == "baseline"),
+        "{:.1f}±{:.1f}".format(*PUBLISHED[row.model][640]) if published else "",
+        str(cell) + more,
+        "; ".join([*size, _seeds(str(cell.seeds))]),
+        f"{cell.hours * cell.seeds:.2g}",
+        f"{folder}/{'run.sh' if at_64 else 'small.sh'}",
+    )
 
 
 # --- which equivariance ---

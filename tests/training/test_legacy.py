@@ -11,8 +11,8 @@ import pytest
 from msdspn_jax import tasks
 from msdspn_jax.adjoints import conjugate_gradient, neumann, unrolled
 from msdspn_jax.models.inner import Inner
-from msdspn_jax.trained.legacy import flag_now, modernise
 from msdspn_jax.training.config import TrainConfig, from_dict
+from msdspn_jax.training.legacy import flag_now, modernise
 
 # What `TrainConfig.to_dict` of 0.1.0 gave for every task, as it was.
 COMMON: dict[str, Any] = {
