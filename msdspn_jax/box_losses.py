@@ -291,6 +291,8 @@ def generalised_iou(
     # Areas of 16 bits would leave their range, of boxes in pixels for one.
     dtype = jnp.result_type(boxes, others)
     wide = jnp.promote_types(dtype, jnp.float32)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = wide
     low, high = _corners(boxes.astype(wide))
     other_low, other_high = _corners(others.astype(wide))
     inside = _area(jnp.maximum(low, other_low), jnp.minimum(high, other_high))

@@ -8,3 +8,7 @@ class UserError(RuntimeError):
     a person at the command line can mend: a missing file, a damaged checkpoint, a loss that is no
     longer finite. ``msdspn`` prints the message alone and exits with code 2.
     """
+
+
+class EmptySplit(UserError):
+    """The data has no examples for the split that was asked for."""

@@ -199,6 +199,7 @@ def _checked_sets(prediction, target):
 def _weighted_mean(values, weights):
     if weights is None:
         return jnp.mean(values, -1)
+    weights = jnp.asarray(weights)
     _check.require_shape("weights", weights, values.shape[-1:], "d")
     if not _check.is_traced(weights) and not np.all(np.asarray(weights) >= 0):
         raise ValueError(f"weights: expected numbers >= 0, got {weights}")

@@ -210,3 +210,11 @@ def test_boxes_of_16_bits_in_pixels():
     expected = ms.generalised_iou(box, box + 10)
     found = ms.generalised_iou(box.astype(jnp.float16), (box + 10).astype(jnp.float16))
     np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_boxes_in_whole_pixels_are_numbers_like_others():
+    boxes, others = np.array([10, 10, 10, 10]), np.array([15, 10, 10, 10])
+    assert ms.generalised_iou(jnp.asarray(boxes), jnp.asarray(others)).item() == pytest.approx(
+        1 / 3
+    )

@@ -174,3 +174,13 @@ def test_a_set_without_predicted_elements_has_loss_zero(of):
     )(2 * sets)  # fmt: skip
     assert value == 0
     chex.assert_trees_all_equal(gradient, jnp.zeros_like(sets))
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_weights_may_be_a_list():
+    prediction, target = jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))
+    expected = ms.hungarian_loss(prediction, target, weights=jnp.array([1.0, 2.0]))
+    chex.assert_trees_all_equal(
+        ms.hungarian_loss(prediction, target, weights=[1.0, 2.0]),
+        expected,  # type: ignore[arg-type]
+    )

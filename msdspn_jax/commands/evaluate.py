@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from msdspn_jax.errors import UserError
+from msdspn_jax.errors import EmptySplit, UserError
 
 if TYPE_CHECKING:
     from msdspn_jax.trained.run import Run
@@ -56,8 +56,8 @@ class Evaluate:
     """The run folder."""
     checkpoint: str = "best"
     """best (by validation), latest, or a step."""
-    split: tuple[str, ...] = ("val", "test")
-    """Which splits."""
+    split: tuple[str, ...] = ()
+    """Which splits. Default: val and test, where the data has them."""
     figures: bool = True
     """Draw the task's figures into RUN/figures/."""
     compilation_cache: bool = True
@@ -92,9 +92,15 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     task = _decoding_otherwise(run, decoding) if decoding else run.task
     # By split and metric, one number a seed.
     scores: dict[str, dict[str, list[float]]] = {}
-    for split in options.split:
+    for split in options.split or ("val", "test"):
         try:
             scores[split] = by_seed(task, run.step, run.variables, split, run.config.seed)
+        except EmptySplit as error:
+            if options.split:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+        except UserError:
+            raise
         except (ValueError, OSError) as error:
             raise UserError(str(error)) from error
         except (RuntimeError, MemoryError) as error:
@@ -120,10 +126,14 @@ def _decoding_otherwise(run: Run, decoding: dict[str, float]) -> Task:
     from msdspn_jax import tasks
     from msdspn_jax.tasks.config import TaskConfig
 
-    config = run.config
-    if not isinstance(config, TaskConfig) or not config.minimises:
+    config, first = run.config, next(iter(decoding)).replace("_", "-")
+    if not isinstance(config, TaskConfig):
+        raise UserError(
+            f"--inner.{first}: expected a task whose Config is derived from"
+            f" msdspn_jax.tasks.config.TaskConfig, got {run.task_name}"
+        )
+    if not config.minimises:
         model = getattr(config, "model", f"of the task {run.task_name}")
-        first = next(iter(decoding)).replace("_", "-")
         raise UserError(f"--inner.{first}: the model {model} has no inner loop")
     changes = {NAMES_AT_EVALUATION.get(name, name): value for name, value in decoding.items()}
     try:

@@ -32,10 +32,10 @@ class PredictSets:
     gradient_norm [num] of the inner minimisation, large where it failed; names [d]. For a folder of
     images also files [num]. The predicted elements of example i: sets[i][mask[i]].
 
-    Where the data has targets, the scores are shown. An image of a folder that cannot be read is
-    named and left out, and the exit code is then 1. A program (--program) gives sets, mask and
-    presence alone, and no scores. It is native code and runs with your rights: use only those you
-    trust.
+    Where the data has targets, the scores are shown, or why there are none. An image of a folder
+    that cannot be read is named and left out, and the exit code is then 1. A program (--program)
+    gives sets, mask and presence alone, and no scores. It is native code and runs with your rights:
+    use only those you trust.
     """
 
     data: str
@@ -96,8 +96,7 @@ class PredictSets:
         import jax
 
         from msdspn_jax._cache import enable_compilation_cache
-        from msdspn_jax.tasks.evaluation import means
-        from msdspn_jax.tasks.sets.scores import PRESENCE_THRESHOLD, predict_all
+        from msdspn_jax.tasks.sets.scores import PRESENCE_THRESHOLD, averages, predict_all
         from msdspn_jax.tasks.sets.source import load_for_prediction
 
         enable_compilation_cache()
@@ -106,13 +105,17 @@ class PredictSets:
         )
         model = model.with_starts(self.num_starts)
         form = model.config.form
-        arrays, files, unread = load_for_prediction(self.data, form, images=self.image_dir)
+        arrays, files, unread, no_scores = load_for_prediction(
+            self.data, form, images=self.image_dir
+        )
         found, scores = predict_all(
             model.predictor, model.variables, arrays, jax.random.key(self.seed),
             inner_steps=self.inner_steps, batch_size=self.batch_size, key_each=False,
         )  # fmt: skip
+        if no_scores is not None:
+            print(f"msdspn predict: no scores: {printable(no_scores)}", file=sys.stderr)
         if "targets" in arrays:
-            _show(means(scores))
+            _show(averages(scores))
             if model.config.data == str(Path(self.data).absolute()):
                 print(
                     "The model was trained on most of this data, so these scores flatter it. Of"
@@ -138,7 +141,7 @@ class PredictSets:
                 shift=(0.0,) * len(names), scale=(1.0,) * len(names),
                 input_shift=(0.0,) * features, input_scale=(1.0,) * features,
             )  # fmt: skip
-            arrays, files, unread = load_for_prediction(self.data, form, images=self.image_dir)
+            arrays, files, unread, _ = load_for_prediction(self.data, form, images=self.image_dir)
             inputs = [arrays[name] for name in ("inputs", "input_mask") if name in arrays]
             num = len(inputs[0])
             width = min(self.batch_size, num)

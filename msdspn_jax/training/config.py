@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -195,6 +195,9 @@ class TrainConfig:
     flag's help).
     """
 
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Fields on which what was trained rests, so that no run can go on with another value."""
+
     seed: int = 0
     """Everything random follows from it: initial parameters, data, order, noise."""
     steps: int = 20_000
@@ -251,6 +254,10 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, groups as dictionaries of their own, as JSON can hold them."""
         return _to_json(self)
+
+    def places(self) -> tuple[str, ...]:
+        """Fields that say where something lies, and never change the numbers."""
+        return ()
 
     def numerical(self) -> dict[str, Any]:
         """`to_dict` without the groups that never change the numbers."""

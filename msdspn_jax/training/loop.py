@@ -15,7 +15,7 @@ import numpy as np
 
 from msdspn_jax.errors import UserError
 from msdspn_jax.training import run_folder
-from msdspn_jax.training.checkpoints import Checkpoints
+from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.failures import (
     Standing,
@@ -290,11 +290,11 @@ class _Trainer:
         evaluated = None
         if step % config.run.evaluate_every == 0 or last:
             evaluated = self._evaluate()
-        if (config.run.figures_every and step % config.run.figures_every == 0) and not last:
-            self._draw()
         improved = evaluated is not None and self._improves(evaluated)
         if step % config.run.checkpoint_every == 0 or last or improved:
             self._save(evaluated)
+        if (config.run.figures_every and step % config.run.figures_every == 0) and not last:
+            self._draw()
 
     def _variables(self) -> list[Variables]:
         state, count = self.runner.fetch(self.state), self.config.replicates
@@ -319,6 +319,11 @@ class _Trainer:
             raise UserError(
                 f"step {self.step}: validation failed: {error}\n{self._standing().saved}"
             ) from error
+        name = self.task.monitor[0]
+        if name not in scores:
+            raise UserError(
+                f"monitor: expected a metric that evaluate returns, {', '.join(scores)}, got {name}"
+            )
         values = summarise(scores)
         self.metrics = values
         self.logger.metrics(self.step, "val", values)
@@ -329,8 +334,8 @@ class _Trainer:
 
     def _improves(self, values: dict[str, float]) -> bool:
         name, mode = self.task.monitor
-        value = values.get(name)
-        if value is None or not np.isfinite(value):
+        value = values[name]
+        if not np.isfinite(value):
             return False
         better = self.best is None or (value < self.best if mode == "min" else value > self.best)
         if better:
@@ -356,7 +361,12 @@ class _Trainer:
             return
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
-        self.task.figures(self._variables()[0], folder)
+        try:
+            self.task.figures(self._variables()[0], folder)
+        except Exception as error:  # A picture is no reason to lose a training.
+            if is_disk_full(error):
+                raise
+            self.progress.say(f"no figures at step {self.step}: {type(error).__name__}: {error}")
         self.logger.images(self.step, folder)
 
     def _draw_all(self) -> None:

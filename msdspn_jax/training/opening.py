@@ -33,13 +33,21 @@ def must_write_record(folder: Path, task: Task, config: TrainConfig) -> bool:
         raise UserError(f"{folder} is a run of {name}, not of {task.name}")
     saved = run_folder.read_config(folder, type(config))
     difference = run_folder.config_difference(saved, config)
+    fixed = [f"--{name.replace('_', '-')}" for name in config.fixed]
+    if lines := [line for line in difference if line.split(":")[0] in fixed]:
+        raise UserError(
+            f"what {folder} has learned rests on these flags, which cannot change:\n  "
+            + "\n  ".join(lines)
+            + "\nBegin another run; --init-from takes the weights of this one along."
+        )
     if difference and not config.run.allow_config_change:
         raise UserError(
             f"the flags differ from those {folder} was begun with:\n  "
             + "\n  ".join(difference)
             + "\nUse the same flags, or --allow-config-change to go on with these."
         )
-    return bool(difference) or not (folder / "config.json").exists()
+    changed = saved.numerical() != config.numerical()
+    return changed or not (folder / "config.json").exists()
 
 
 def take(folder: Path) -> Lock | None:

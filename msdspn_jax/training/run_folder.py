@@ -150,10 +150,11 @@ def read_config(folder: str | Path, config_type: type[TrainConfig]) -> TrainConf
 def config_difference(saved: TrainConfig, asked: TrainConfig) -> list[str]:
     """Lines saying which flags that change the numbers differ, as a user types them."""
     a, b = (as_flags(config.resolved().numerical()) for config in (saved, asked))
+    places = [f"--{name.replace('_', '-')}" for name in asked.places()]
     return [
         f"{flag}: the run has {a.get(flag)!r}, asked for {b.get(flag)!r}"
         for flag in sorted(a.keys() | b.keys())
-        if a.get(flag) != b.get(flag)
+        if a.get(flag) != b.get(flag) and flag not in places
     ]
 
 

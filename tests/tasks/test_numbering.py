@@ -392,6 +392,41 @@ def test_rows_hold_runs_that_differ_in_seed_and_samples(tmp_path):
     assert len(rows) == 2
 
 
+def test_scores_kept_are_those_of_the_best_checkpoint(tmp_path):
+    from types import SimpleNamespace
+
+    from msdspn_jax.tasks.numbering.report import score_run
+
+    def runs(step, value):
+        def evaluate(variables, split, key):
+            return {"macro_accuracy": value}
+
+        task = dataclasses.replace(build(small()), evaluate=evaluate)
+        run = SimpleNamespace(step=step, variables=[{}], config=small(), task=task)
+        return SimpleNamespace(
+            load_run=lambda folder: run, read_config=lambda folder: ("numbering", small())
+        )
+
+    (tmp_path / "checkpoints").mkdir()
+    assert score_run(tmp_path, "test", runs(10, 0.1)).values == {"macro_accuracy": [0.1]}
+    assert score_run(tmp_path, "test", runs(10, 0.7)).values == {"macro_accuracy": [0.1]}
+    assert score_run(tmp_path, "test", runs(90, 0.9))[2:] == (90, {"macro_accuracy": [0.9]})
+    # A record has no checkpoints, and is as it was kept.
+    (tmp_path / "checkpoints").rmdir()
+    assert score_run(tmp_path, "test", runs(95, 1.0)).step == 90
+
+
+def test_a_seed_that_was_trained_twice_counts_its_hours_once(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Row, Scores, table
+
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 3600, "split": "train", "loss": 1.0, "steps_per_second": 1.0}\n'
+    )
+    score = Scores(tmp_path, small(), 1, {"macro_accuracy": [0.5]})
+    cell = table([score, score])[Row("deep-sets", False)][10]
+    assert (cell.seeds, cell.hours) == (1, pytest.approx(1.0))
+
+
 def test_cells():
     from msdspn_jax.tasks.numbering.report import Cell, Row, markdown
 

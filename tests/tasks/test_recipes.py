@@ -1,14 +1,16 @@
 import dataclasses
+import json
 import os
 
 import pytest
 
 from msdspn_jax import tasks
-from msdspn_jax.commands import train
+from msdspn_jax._files import write_text
+from msdspn_jax.commands import grid, train
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks import recipes
 from msdspn_jax.training import loop
-from msdspn_jax.training.run_folder import training_hours
+from msdspn_jax.training.run_folder import config_difference, training_hours
 
 CLEVR = tasks.load("clevr")
 
@@ -32,6 +34,33 @@ def test_flags_beside_a_recipe_win(tmp_path):
     assert (config.steps, config.outer.average) == (7, 0.5)
     assert config.outer == dataclasses.replace(recipe.outer, average=0.5)
     assert config.size == recipe.size == 64
+
+
+def test_a_recipe_counts_when_a_run_is_gone_on_with(tmp_path):
+    begun = train.parse("clevr", ["--recipe", "fast", "--steps", "7", "--run-dir", str(tmp_path)])
+    write_text(tmp_path / "config.json", json.dumps({"task": "clevr", "config": begun.to_dict()}))
+    # Of tyro, underscores are as good as dashes.
+    argv = ["--run_dir", str(tmp_path), "--resume"]
+    assert train.parse("clevr", argv).steps == 7
+    again = train.parse("clevr", [*argv, "--recipe", "fast", "--steps", "7"])
+    assert again.numerical() == begun.numerical()
+    other = train.parse("clevr", [*argv, "--recipe", "published"])
+    assert "--encoder-width" in " ".join(config_difference(begun, other))
+    with pytest.raises(UserError, match="--recipe: expected one of this task's"):
+        train.parse("clevr", [*argv, "--recipe", "nonsense"])
+
+
+def test_a_grid_of_recipes_can_be_given_again(tmp_path):
+    (cell,) = grid.expand("clevr", ["--recipe", "fast", "--steps", "7"])
+    config = grid._config("clevr", cell, tmp_path)
+    write_text(
+        tmp_path / cell.name / "config.json",
+        json.dumps({"task": "clevr", "config": config.to_dict()}),
+    )
+    grid._check_unchanged("clevr", cell, tmp_path)
+    (other,) = grid.expand("clevr", ["--recipe", "published", "--steps", "7"])
+    with pytest.raises(UserError, match="was begun with other flags"):
+        grid._check_unchanged("clevr", other, tmp_path)
 
 
 def test_a_file_of_ones_own(tmp_path):

@@ -20,7 +20,7 @@ from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.sets import coco, data, source
 from msdspn_jax.tasks.sets.config import Config
 from msdspn_jax.tasks.sets.model import build_predictor
-from msdspn_jax.tasks.sets.scores import predict_all
+from msdspn_jax.tasks.sets.scores import averages, predict_all, score
 
 NUM = 10
 RNG = np.random.default_rng(0)
@@ -96,6 +96,22 @@ WRONG = {
         {"split": np.zeros(NUM, int)},
         "split: expected an example for val at least, got none",
     ),
+    "a split that is a mask": (
+        {"split": np.arange(NUM) < 8},
+        "split: expected train, val or test, or 0, 1, 2, got booleans",
+    ),
+    "a name of a deviation": (
+        {"names": np.array(["x", "x_std"])},
+        "names: expected none that ends in _std, .* got x_std",
+    ),
+    "moments": (
+        {"inputs": 1.7e9 + np.arange(4.0 * NUM).reshape(NUM, 4)},
+        r"inputs: expected numbers that float32 can tell apart, got a feature 0 of deviation 11",
+    ),
+    "moments in targets": (
+        {"targets": 1.7e9 * np.ones((NUM, 3, 2)) + at(np.zeros((NUM, 3, 2)), (1, 0, 1), 9)},
+        r"targets: expected numbers that float32 can tell apart, got a feature 1",
+    ),
     "names": ({"names": np.array(["x"])}, r"names: expected 2 different words, .* got \['x'\]"),
 }
 
@@ -119,6 +135,10 @@ def test_what_is_no_file_of_arrays_is_refused(tmp_path):
     np.savez(path, inputs=np.array([[1], [1, 2]], object))
     with pytest.raises(UserError, match=r"sets of varying size are padded"):
         data.read(path)
+    for name in ("split", "names"):
+        np.savez(path, **(arrays() | {name: np.array(["a", "b"], object)}))
+        with pytest.raises(UserError, match=rf"{name}: expected an array of words, .*astype\(str"):
+            data.read(path)
     picture = tmp_path / "0.png"
     picture.write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UserError, match=r"0.png: expected an .npz file, .* got neither"):
@@ -168,6 +188,13 @@ def test_scaling_is_learned_from_the_training_part_that_is_there(scaling):
     flat = data.check(arrays(inputs=np.full((NUM, 4), 3.0)))
     form = data.find_format(flat, split_seed=0, scaling=scaling, size=None, set_size=None)
     assert form.input_scale == (1.0,) * 4
+    # Nor one that changes by rounding errors alone, in 64 bits.
+    noise = 1e6 + 1e-10 * RNG.normal(size=(NUM, 4))
+    assert data.check(arrays(inputs=noise)).inputs.shape == (NUM, 4)
+    tiny = data.check(arrays(inputs=1e-41 * RNG.normal(size=(NUM, 4))))
+    if scaling != "none":
+        with pytest.raises(ValueError, match="feature 0: expected numbers whose differences"):
+            data.find_format(tiny, split_seed=0, scaling=scaling, size=None, set_size=None)
 
 
 def test_splits_are_a_tenth_each_or_as_given():
@@ -196,6 +223,15 @@ def test_padding_brings_elements_to_the_front_and_says_who_is_too_many():
         data.fitted(given, form)
     with pytest.raises(ValueError, match=r"inputs: expected vectors \[num, 4\], .* got sets"):
         data.fitted(data.check(arrays("sets")), form)
+    # Padding of inputs is no element.
+    sets = data.find_format(data.check(arrays("sets")), set_size=3, **options)
+    longer = {"inputs": RNG.normal(size=(NUM, 7, 2)), "input_mask": np.arange(7) < 5}
+    longer["input_mask"] = np.tile(longer["input_mask"], (NUM, 1))
+    found = data.fitted_inputs(data.check(longer), sets)
+    np.testing.assert_allclose(found["inputs"], longer["inputs"][:, :5], rtol=1e-6)
+    longer["input_mask"][3] = True
+    with pytest.raises(ValueError, match=r"inputs: expected sets \[num, 5, 2\]"):
+        data.fitted_inputs(data.check(longer), sets)
 
 
 def configured(kind, tmp_path, **flags):
@@ -251,6 +287,25 @@ def test_predictions_are_in_the_units_of_the_data_and_weights_count(tmp_path):
     off = perfect._replace(minimum=perfect.minimum._replace(sets=gone))
     losses = predictor.distance(off, batch["targets"], batch["mask"])
     assert losses[0] == pytest.approx(2.0 * 0.5 / 3 / 3)
+    # Errors are means over elements, not over sets, of which some have none.
+    right = perfect._replace(sets=batch["targets"][:, ::-1])
+    away = right._replace(sets=right.sets + np.array([0.25, 3.0]))
+    mask = batch["mask"] & (np.arange(NUM) < 7)[:, None]
+
+    def scores(prediction, mask, by=1.0):
+        kept = by * scaled * mask[..., None]
+        minimum = prediction.minimum._replace(sets=kept[:, ::-1])
+        found = jax.jit(lambda x: score(predictor, x, batch["targets"], mask))(
+            prediction._replace(minimum=minimum)
+        )
+        return {name: np.asarray(x) for name, x in found.items()}
+
+    found = averages(scores(away, mask))
+    assert found["error_feature0"] == pytest.approx(0.25, rel=1e-5)
+    assert found["error_feature1"] == pytest.approx(3.0, rel=1e-5)
+    assert set(averages(scores(away, mask & False))) == {"loss", "size_right"}
+    found = averages(scores(away, mask, by=np.nan))
+    assert np.isnan([found["loss"], found["error_feature0"]]).all()
     with pytest.raises(UserError, match=r"feature_weights: expected 2 numbers, .* got 3"):
         configured("vectors", tmp_path, feature_weights=(1.0, 1.0, 1.0))
 
@@ -267,7 +322,7 @@ def coco_file(folder, **changes):
     content = {
         "images": [
             {"id": 7, "file_name": "a.png", "width": 40, "height": 20},
-            {"id": 3, "file_name": "b.png", "width": 30, "height": 60},
+            {"id": 3, "file_name": "b.png", "width": 30.0, "height": 60},
         ],
         "categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": [
@@ -275,6 +330,7 @@ def coco_file(folder, **changes):
             {"image_id": 3, "category_id": 2, "bbox": [0, 0, 30, 60]},
             {"image_id": 7, "category_id": 2, "bbox": [0, 0, 4, 2]},
             {"image_id": 7, "category_id": 2, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+            {"image_id": 3, "category_id": 5, "bbox": [0, 0, 0, 20]},
         ],
     } | changes
     path = folder / "annotations.json"
@@ -299,8 +355,21 @@ def test_boxes_of_coco_are_sets(tmp_path):
         ({"images": None}, 'expected an object with a list "images"'),
         ({"annotations": []}, "annotations: expected at least one box, got none"),
         (
-            {"annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 0, 4]}]},
-            r"annotations\[0\].bbox: expected \[x, y, width, height\], .* got \[1, 2, 0, 4\]",
+            {"annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, -1, 4]}]},
+            r"annotations\[0\].bbox: expected \[x, y, width, height\], .* got \[1, 2, -1, 4\]",
+        ),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 5, "bbox": [50, 2, 3, 4]}]},
+            r"annotations\[0\].bbox: expected the centre of a box in its image of 40 x 20 pixels",
+        ),
+        (
+            {"categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "cat"}]},
+            "categories: expected an id and a name of its own for each",
+        ),
+        (
+            {"images": [{"id": 7, "file_name": "a.png", "width": 20, "height": 40}],
+             "annotations": [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]},
+            r"images\[0\]: expected 20 x 40 pixels, as it says, got 40 x 20 in .*a\.png",
         ),
         (
             {"annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}]},
@@ -331,7 +400,7 @@ def test_a_folder_of_images_can_be_predicted_for(tmp_path):
         coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
         split_seed=0, scaling="standard", size=None, set_size=None,
     )  # fmt: skip
-    found, files, unread = source.load_for_prediction(str(tmp_path / "images"), form)
+    found, files, unread, _ = source.load_for_prediction(str(tmp_path / "images"), form)
     assert (files, unread) == (["a.png", "b.png"], ())
     assert found["inputs"].shape == (2, 64, 64, 3)
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
@@ -352,7 +421,7 @@ def test_a_coco_file_to_predict_for_needs_no_boxes_but_the_same_categories(tmp_p
         coco.read(path, None, size=None)._replace(split=np.array([0, 1])),
         split_seed=0, scaling="standard", size=None, set_size=None,
     )  # fmt: skip
-    found, files, _ = source.load_for_prediction(str(path), form)
+    found, files, *_ = source.load_for_prediction(str(path), form)
     assert sorted(found) == ["inputs", "mask", "targets"]
     assert files is None
     content = json.loads(path.read_text())
@@ -364,8 +433,9 @@ def test_a_coco_file_to_predict_for_needs_no_boxes_but_the_same_categories(tmp_p
     content["annotations"] = [{"image_id": 7, "category_id": 5, "bbox": [1, 2, 3, 4]}]
     content["categories"][0]["name"] = "bird"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"categories: .*, is dog, is cat, got is dog, is b"):
-        source.load_for_prediction(str(path), form)
+    found = source.load_for_prediction(str(path), form)
+    assert list(found.arrays) == ["inputs"]
+    assert "names: expected x, y, w, h, is dog, is cat, as" in found.no_scores
 
 
 # --- through the verbs ---
@@ -415,6 +485,54 @@ def test_train_resume_evaluate_show_predict_and_export(tmp_path, capsys, monkeyp
     np.testing.assert_array_equal(found["sets"], np.load("weights.npz")["sets"])
     assert b"data.npz" in (tmp_path / "elsewhere" / "model.safetensors").read_bytes()
     assert str(tmp_path).encode() not in (tmp_path / "elsewhere/model.safetensors").read_bytes()
+
+
+def test_a_run_knows_its_data_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = arrays(split=np.array(["train"] * 8 + ["val"] * 2))
+    np.savez("data.npz", **given)
+    assert cli.main(["train", "sets", "--data", "data.npz", "--run-dir", "run", *SMALL]) == 0
+    longer = ["train", "sets", "--run-dir", "run", "--resume", "--no-progress"]
+    # The same, elsewhere.
+    (tmp_path / "data.npz").rename("moved.npz")
+    assert cli.main(["evaluate", "run"]) == 2
+    assert "got nothing there" in capsys.readouterr().err
+    assert cli.main([*longer, "--data", "moved.npz"]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "run", "--no-figures"]) == 0
+    assert "left out: split: expected examples for test" in capsys.readouterr().err
+    assert cli.main(["evaluate", "run", "--split", "test"]) == 2
+    # Other data of that name.
+    for name in ("inputs", "targets"):
+        np.savez("moved.npz", **(given | {name: given[name] * 2}))
+        for argv in (["evaluate", "run"], [*longer, "--steps", "3", "--allow-config-change"]):
+            assert cli.main(argv) == 2
+            assert "expected the data that the run began with" in capsys.readouterr().err
+    np.savez("moved.npz", **given)
+    for flags in (["--set-size", "9"], ["--scaling", "range"], ["--split-seed", "5"]):
+        assert cli.main([*longer, *flags, "--allow-config-change"]) == 2
+        assert f"cannot change:\n  {flags[0]}: " in capsys.readouterr().err
+    assert cli.main([*longer, "--steps", "3", "--allow-config-change"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"targets": np.full((NUM, 3, 2), np.nan)}, "targets: expected finite numbers"),
+        ({"targets": np.ones((NUM, 4, 2)), "mask": None}, "at most 3 elements in a set"),
+        ({"names": np.array(["b", "a"])}, "names: expected a, b, as the model was trained on"),
+    ],
+)
+def test_targets_that_do_not_fit_cost_the_scores_alone(changes, words, tmp_path):
+    np.savez(tmp_path / "data.npz", **arrays(names=np.array(["a", "b"])))
+    form = Config(data=str(tmp_path / "data.npz")).completed().form
+    np.savez(tmp_path / "new.npz", **arrays(**changes))
+    found = source.load_for_prediction(str(tmp_path / "new.npz"), form)
+    assert list(found.arrays) == ["inputs"]
+    assert words in found.no_scores
+    np.savez(tmp_path / "new.npz", **arrays(inputs=np.full((NUM, 4), np.nan), **changes))
+    with pytest.raises(UserError, match="inputs: expected finite numbers"):
+        source.load_for_prediction(str(tmp_path / "new.npz"), form)
 
 
 def test_images_are_refused_in_words_by_a_model_of_sets(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,5 @@
 """The loop, its checkpoints and its guard rails, in this process; faults from outside and many
-devices are in test_training_faults.py and test_training_parallel.py."""
+devices are in test_faults.py and test_parallel.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training_tasks import compiled_once, configured, no_figures  # noqa: F401
 from msdspn_jax.errors import UserError
 from msdspn_jax.trained import run
 from msdspn_jax.training import logging, loop, run_folder, state
-from msdspn_jax.training.checkpoints import Checkpoints, checksum
+from msdspn_jax.training.checkpoints import Checkpoints, checksum, is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.task import epoch_positions
 
@@ -467,3 +467,59 @@ def test_torn_last_line_of_metrics_is_left_out(tmp_path):
     assert [x["step"] for x in run_folder.read_metrics(tmp_path)] == [1]
     run_folder.truncate_metrics(tmp_path, 1)
     assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [1]
+
+
+# --- what a task may get wrong ---
+
+
+def test_a_metric_to_watch_that_there_is_not_is_refused(tmp_path):
+    config = configured(run_dir=str(tmp_path / "run"))
+    task = dataclasses.replace(training_tasks.build(config), monitor=("acuracy", "max"))
+    with pytest.raises(UserError, match=r"monitor: expected a metric .*, loss, got acuracy"):
+        loop.train(task, config)
+
+
+def test_figures_that_cannot_be_drawn_cost_no_training(tmp_path, capsys):
+    config = configured(run_dir=str(tmp_path / "run"), steps=4, figures_every=2, progress=True)
+
+    def figures(variables, folder):
+        raise ValueError("nothing to draw")
+
+    task = dataclasses.replace(training_tasks.build(config), figures=figures)
+    assert int(loop.train(task, config).state.step) == 4
+    shown = capsys.readouterr().err
+    for step in (2, 4):
+        assert f"no figures at step {step}: ValueError: nothing to draw" in shown
+
+
+def test_data_that_is_gone_at_validation_is_no_full_disk(tmp_path):
+    config = configured(run_dir=str(tmp_path / "run"))
+
+    def evaluate(variables, split, key):
+        raise FileNotFoundError(2, "No such file or directory", "/data/val.npz")
+
+    task = dataclasses.replace(training_tasks.build(config), evaluate=evaluate)
+    with pytest.raises(UserError, match=r"validation failed: .*/data/val\.npz"):
+        loop.train(task, config)
+
+
+def test_the_disk_and_the_memory_are_told_apart():
+    assert is_disk_full(RuntimeError("RESOURCE_EXHAUSTED: write failed"))
+    assert is_disk_full(OSError(28, "No space left on device"))
+    assert not is_disk_full(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
+
+
+def test_no_steps_still_evaluate_and_save(tmp_path):
+    outcome = train(tmp_path / "run", steps=0)
+    assert outcome.metrics.keys() == {"loss"}
+    assert run.load_run(tmp_path / "run").step == 0
+
+
+def test_damaged_decodings_are_not_written_over(tmp_path):
+    run_folder.write_decoding(tmp_path, 5, {"num_steps": 9}, {"val": {"loss": [0.5]}})
+    path = tmp_path / "decodings.json"
+    path.write_text(path.read_text()[:-3])
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"decodings.json is damaged"):
+        run_folder.write_decoding(tmp_path, 5, {"num_steps": 3}, {"val": {"loss": [0.5]}})
+    assert path.read_bytes() == before

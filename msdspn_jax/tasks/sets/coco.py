@@ -37,7 +37,7 @@ def read(
 ) -> Data:
     """Read an annotations file and its images, squashed to squares.
 
-    Crowds (``iscrowd``) are left out: they are no single boxes.
+    Crowds (``iscrowd``) are left out, which are no single boxes, and so are boxes without area.
 
     Args:
         path: JSON with "images", "annotations" and "categories".
@@ -63,6 +63,8 @@ def read(
     for i, entry in enumerate(content["categories"]):
         number = _field(path, "categories", i, entry, "id", int)
         categories[number] = str(entry.get("name", number))
+    if len(set(categories.values())) < len(content["categories"]):
+        raise UserError(f"{path}: categories: expected an id and a name of its own for each")
     listed = content["images"]
     place = {_field(path, "images", i, x, "id", int): i for i, x in enumerate(listed)}
     if not listed or len(place) < len(listed):
@@ -86,6 +88,13 @@ def read(
             for side in ("width", "height")
         )
         box = _box(path, i, entry) / np.array([width, height, width, height])
+        if not box[2:].all():
+            continue
+        if not ((box[:2] >= 0) & (box[:2] <= 1)).all():
+            raise UserError(
+                f"{path}: annotations[{i}].bbox: expected the centre of a box in its image of"
+                f" {width} x {height} pixels, got {str(entry['bbox'])[:80]}"
+            )
         element = np.concatenate([box, np.eye(len(categories))[order[category]]])
         boxes[place[number]].append(element)
     names = [*BOX, *(f"is {categories[number]}" for number in sorted(categories))]
@@ -140,7 +149,14 @@ def _pictures(path: Path, listed: list[Any], images: Any, size: int | None) -> n
             if inside.is_absolute() or ".." in inside.parts:
                 raise UserError(f"{path}: images[{i}].file_name: expected a name below {folder}, "
                                 f"got {name!r}")  # fmt: skip
-            pictures[i] = resize_image(read_image(folder / inside, f" (images[{i}])"), side)
+            picture = read_image(folder / inside, f" (images[{i}])")
+            height, width = picture.shape[:2]
+            if (entry["width"], entry["height"]) != (width, height):
+                raise UserError(
+                    f"{path}: images[{i}]: expected {entry['width']} x {entry['height']} pixels, as"
+                    f" it says, got {width} x {height} in {folder / inside}, upright"
+                )
+            pictures[i] = resize_image(picture, side)
             report(i + 1, len(listed))
     return pictures
 
@@ -151,16 +167,18 @@ def _box(path: Path, index: int, entry: dict[str, Any]) -> np.ndarray:
         x, y, w, h = (float(value) for value in entry["bbox"])
     except (KeyError, TypeError, ValueError):
         x = y = w = h = np.nan
-    if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
+    if not (np.isfinite([x, y, w, h]).all() and w >= 0 and h >= 0):
         raise UserError(
             f"{path}: annotations[{index}].bbox: expected [x, y, width, height], width and height"
-            f" > 0, got {str(entry.get('bbox'))[:80]}"
+            f" >= 0, got {str(entry.get('bbox'))[:80]}"
         )
     return np.array([x + w / 2, y + h / 2, w, h])
 
 
 def _field(path: Path, group: str, index: int, entry: Any, name: str, kind: type) -> Any:
     value: Any = entry.get(name) if isinstance(entry, dict) else None
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(
             f"{path}: {group}[{index}].{name}: expected {kind.__name__}, got {str(value)[:80]}"

@@ -30,6 +30,7 @@ class Config(TaskConfig):
     """
 
     experiment: ClassVar[str] = "sets"
+    fixed: ClassVar[tuple[str, ...]] = ("split_seed", "size", "set_size", "scaling", "allow_empty")
 
     steps: int = 5_000
     """Training steps (one step: one batch)."""
@@ -138,6 +139,10 @@ class Config(TaskConfig):
         """The data set, as its files have it (`data.Data`)."""
         assert self.data is not None
         return load(self.data, images=self.image_dir, size=self.size, allow_empty=self.allow_empty)
+
+    def places(self) -> tuple[str, ...]:
+        """See `TrainConfig.places`: of data that is known again."""
+        return ("data", "image_dir") if self.form.fingerprint else ()
 
     def resolved(self: Self) -> Self:
         """See `TrainConfig.resolved`."""

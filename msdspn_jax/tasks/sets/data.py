@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,8 @@ from msdspn_jax.clevr.files import resize_image
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.sets.format import Format, Kind
 
-ARRAYS = ("inputs", "input_mask", "targets", "mask", "split", "names")
+OF_INPUTS = ("inputs", "input_mask")
+ARRAYS = (*OF_INPUTS, "targets", "mask", "split", "names")
 SPLITS = ("train", "val", "test")
 Scaling = Literal["standard", "range", "none"]
 _HELD_OUT = 10
@@ -31,6 +33,8 @@ class Data(NamedTuple):
         mask: [num, n], True for the elements that are there; None: all are.
         split: [num], 0 for training, 1 for validation, 2 for the test; None: not said.
         names: of the d features.
+        fingerprint: of all arrays; of images that were read from files, their targets alone. Empty:
+            nobody asked.
     """
 
     inputs: np.ndarray
@@ -39,6 +43,7 @@ class Data(NamedTuple):
     mask: np.ndarray | None
     split: np.ndarray | None
     names: tuple[str, ...]
+    fingerprint: str = ""
 
     @property
     def kind(self) -> Kind:
@@ -50,25 +55,32 @@ class Data(NamedTuple):
 # --- reading ---
 
 
-def read(path: str | Path, *, need_targets: bool = True, allow_empty: bool = False) -> Data:
+def read(
+    path: str | Path,
+    *,
+    arrays: tuple[str, ...] = ARRAYS,
+    need_targets: bool = True,
+    allow_empty: bool = False,
+) -> Data:
     """Read an .npz file, or a folder of .npy files, and check every array.
 
     Args:
-        path: arrays by the names `ARRAYS`; other arrays are left alone.
+        path: the file or folder.
+        arrays: those of `ARRAYS` to read; others are left alone, as are other names.
         need_targets: refuse a file without targets.
         allow_empty: sets without any element are allowed.
 
     Raises:
         UserError: names file, array, index, and what was expected there.
     """
-    arrays = _arrays(Path(path))
-    needed = ("inputs", "targets") if need_targets else ("inputs",)
+    content = _arrays(Path(path), arrays)
+    needed = ("inputs", "targets") if need_targets and "targets" in arrays else ("inputs",)
     for name in needed:
-        if name not in arrays:
+        if name not in content:
             found = ", ".join(sorted(_names_there(Path(path)))) or "none"
             raise UserError(f"{path}: expected an array {name!r}, got {found}")
     try:
-        return check(arrays, allow_empty=allow_empty)
+        return check(content, allow_empty=allow_empty)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -90,14 +102,17 @@ def _names_there(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file or folder whose names are known."""
+def _arrays(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of a file or folder that are wanted."""
     try:
         if path.is_dir():
-            files = {p.stem: p for p in path.glob("*.npy") if p.stem in ARRAYS}
+            files = {p.stem: p for p in path.glob("*.npy") if p.stem in wanted}
             if not files:
                 raise UserError(f"{path}: expected inputs.npy and targets.npy in it, got neither")
-            return {k: np.load(p, mmap_mode="r", allow_pickle=False) for k, p in files.items()}
+            return {
+                k: _numeric(path, k, lambda p=p: np.load(p, mmap_mode="r", allow_pickle=False))
+                for k, p in files.items()
+            }
         if path.is_file() and _first_bytes(path) not in _MAGIC:  # NumPy takes it for a pickle.
             raise UserError(
                 f"{path}: expected an .npz file, or a folder of .npy files, got neither"
@@ -106,19 +121,47 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path}: expected an .npz file of named arrays, got one array")
         with archive:
-            return {name: archive[name] for name in archive.files if name in ARRAYS}
+            return {
+                name: _numeric(path, name, lambda name=name: archive[name])
+                for name in archive.files
+                if name in wanted
+            }
     except FileNotFoundError:
         raise UserError(
             f"{path}: expected an .npz file, a folder of .npy files or a .json file of COCO's, got"
             " nothing there"
         ) from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise UserError(
-                f"{path}: expected arrays of numbers, got one of Python objects; sets of varying"
-                " size are padded to one size, and an array mask [num, n] says what is there"
-            ) from error
         raise UserError(f"{path}: not a readable .npz file or .npy folder ({error})") from error
+
+
+def _numeric(path: Path, name: str, load: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array, unless it is one of Python objects, which NumPy would have to unpickle."""
+    try:
+        return load()
+    except ValueError as error:
+        if "allow_pickle" not in str(error) and "Object arrays" not in str(error):
+            raise
+        kind = "numbers"
+        hint = "sets of varying size are padded to one size, and mask [num, n] says what is there"
+        if name in ("split", "names"):
+            kind, hint = "words", f"{name}.astype(str) makes one of it"
+        raise UserError(
+            f"{path}: {name}: expected an array of {kind}, got one of Python objects; {hint}"
+        ) from error
+
+
+def with_fingerprint(data: Data, *, of_inputs: bool) -> Data:
+    """The data set with its fingerprint; of the inputs only where they are the same anywhere."""
+    digest = hashlib.sha256(repr((data.names, data.inputs.shape[0])).encode())
+    arrays = [data.targets, data.mask, data.split]
+    for array in arrays + [data.inputs, data.input_mask] * of_inputs:
+        if array is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return data._replace(fingerprint=digest.hexdigest()[:16])
 
 
 # --- checks ---
@@ -141,6 +184,7 @@ def check(arrays: Mapping[str, Any], *, allow_empty: bool = False) -> Data:
         input_mask = _mask("input_mask", arrays["input_mask"], inputs.shape[:2], allow_empty)
     if inputs.dtype != np.uint8:
         _require_finite("inputs", inputs, input_mask)
+        _require_apart("inputs", np.asarray(arrays["inputs"]), input_mask)
         if input_mask is not None:
             inputs = np.where(input_mask[..., None], inputs, 0)
     targets = mask = split = None
@@ -155,6 +199,7 @@ def check(arrays: Mapping[str, Any], *, allow_empty: bool = False) -> Data:
         if arrays.get("mask") is not None:
             mask = _mask("mask", arrays["mask"], targets.shape[:2], allow_empty)
         _require_finite("targets", targets, mask)
+        _require_apart("targets", np.asarray(arrays["targets"]), mask)
         if mask is not None:
             targets = np.where(mask[..., None], targets, 0)
     if arrays.get("split") is not None:
@@ -227,9 +272,33 @@ def _require_finite(name: str, array: np.ndarray, mask: np.ndarray | None) -> No
         )
 
 
+def _require_apart(name: str, array: np.ndarray, mask: np.ndarray | None) -> None:
+    """Refuse numbers that float32 rounds by more than a thousandth of their deviation."""
+    if array.dtype.kind not in "fiu" or array.dtype.itemsize < 4 or array.dtype == np.float32:
+        return
+    present = array.reshape(-1, array.shape[-1]) if mask is None else array[mask]
+    if not len(present):
+        return
+    deviation, largest = present.std(0, dtype=float), np.abs(present).max(0).astype(float)
+    step = np.spacing(largest.astype(np.float32))
+    # A deviation of rounding errors is that of a constant.
+    rounded = (deviation > 1e-12 * largest) & (step > 1e-3 * deviation)
+    if rounded.any():
+        (index,) = _first(rounded)
+        raise ValueError(
+            f"{name}: expected numbers that float32 can tell apart, got a feature {index} of"
+            f" deviation {deviation[index]:.3g} and numbers up to {largest[index]:.6g}: subtract an"
+            " offset first"
+        )
+
+
 def _split(split: np.ndarray, num: int) -> np.ndarray:
     if split.shape != (num,):
         raise ValueError(f"split: expected shape ({num},), a word an example, got {split.shape}")
+    if split.dtype == bool:
+        raise ValueError(
+            "split: expected train, val or test, or 0, 1, 2, got booleans, which do not say of what"
+        )
     known: dict[Any, int] = {word: i for i, word in enumerate(SPLITS)}
     known |= {i: i for i in range(len(SPLITS))}
     words = [x.decode() if isinstance(x, bytes) else x for x in split.tolist()]
@@ -243,18 +312,29 @@ def _split(split: np.ndarray, num: int) -> np.ndarray:
     return found
 
 
+def _numbered(dim: int) -> tuple[str, ...]:
+    """What features are called that have no names."""
+    return tuple(f"feature{i}" for i in range(dim))
+
+
 def _names(given: Any, targets: np.ndarray | None) -> tuple[str, ...]:
     if targets is None:
         return ()
     dim = targets.shape[2]
     if given is None:
-        return tuple(f"feature{i}" for i in range(dim))
+        return _numbered(dim)
     names = tuple(map(str, np.asarray(given).tolist())) if np.ndim(given) == 1 else ()
     if len(names) != dim or len(set(names)) != dim:
         raise ValueError(
             f"names: expected {dim} different words, one a feature of targets, got"
             f" {np.asarray(given).tolist()}"
         )
+    for name in names:
+        if name.endswith("_std"):
+            raise ValueError(
+                "names: expected none that ends in _std, as deviations of scores are called, got"
+                f" {name}"
+            )
     return names
 
 
@@ -314,7 +394,7 @@ def find_format(
     return Format(
         kind=data.kind, input_shape=tuple(map(int, shape)), set_size=n, names=data.names,
         presence=varying, shift=shift, scale=scale, input_shift=input_shift,
-        input_scale=input_scale,
+        input_scale=input_scale, fingerprint=data.fingerprint,
     )  # fmt: skip
 
 
@@ -352,6 +432,12 @@ def _scaling(
         else:
             shift, scale = present.mean(0), present.std(0)
         scale = np.where(high > low, scale, 1.0)
+        if (small := scale < np.finfo(np.float32).tiny).any():
+            (index,) = _first(small)
+            raise ValueError(
+                f"feature {index}: expected numbers whose differences float32 can hold, got a"
+                f" deviation of {scale[index]:.3g}: multiply them first"
+            )
     return tuple(map(float, shift)), tuple(map(float, scale))
 
 
@@ -359,37 +445,52 @@ def _scaling(
 
 
 def fitted(data: Data, form: Format) -> dict[str, np.ndarray]:
-    """The arrays in the shape of ``form``: inputs, input_mask (of sets), targets and mask (if any).
+    """The arrays of a data set with targets as a model takes them, see the two parts below."""
+    return fitted_inputs(data, form) | fitted_targets(data, form)
+
+
+def fitted_inputs(data: Data, form: Format) -> dict[str, np.ndarray]:
+    """The inputs in the shape of ``form``, and of sets their input_mask.
 
     Images are squashed to its side; sets are padded, their elements first.
 
     Raises:
-        ValueError: inputs or targets that are not of this form.
+        ValueError: inputs that are not of this form.
     """
-    found: dict[str, np.ndarray] = {}
-    shape = data.inputs.shape[1:]
-    same = data.kind == form.kind and shape[-1:] == form.input_shape[-1:]
-    if not same or (form.kind == "sets" and shape[0] > form.input_shape[0]):
+    mask = data.input_mask
+    if data.kind == "sets" and mask is None:
+        mask = np.ones(data.inputs.shape[:2], bool)
+    same = data.kind == form.kind and data.inputs.shape[-1:] == form.input_shape[-1:]
+    if not same or (mask is not None and mask.sum(1).max() > form.input_shape[0]):
         sizes = "h, w, 3" if form.kind == "images" else ", ".join(map(str, form.input_shape))
         raise ValueError(
             f"inputs: expected {form.kind} [num, {sizes}], as the model was trained on, got"
             f" {data.kind} {data.inputs.shape}"
         )
+    if mask is not None:
+        inputs, mask = padded(data.inputs, mask, form.input_shape[0])
+        return {"inputs": inputs, "input_mask": mask}
     if form.kind == "images":
-        found["inputs"] = _squashed(data.inputs, form.input_shape[0])
-    elif form.kind == "sets":
-        mask = data.input_mask
-        if mask is None:
-            mask = np.ones(data.inputs.shape[:2], bool)
-        found["inputs"], found["input_mask"] = padded(data.inputs, mask, form.input_shape[0])
-    else:
-        found["inputs"] = data.inputs
-    if data.targets is None:
-        return found
+        return {"inputs": _squashed(data.inputs, form.input_shape[0])}
+    return {"inputs": data.inputs}
+
+
+def fitted_targets(data: Data, form: Format) -> dict[str, np.ndarray]:
+    """The targets in the shape of ``form``, padded, their elements first; and their mask.
+
+    Raises:
+        ValueError: targets that are not of this form.
+    """
+    assert data.targets is not None
     if data.targets.shape[2] != form.set_dim:
         raise ValueError(
             f"targets: expected {form.set_dim} features, as the model was trained on, got shape"
             f" {data.targets.shape}"
+        )
+    if data.names not in (form.names, _numbered(form.set_dim)):
+        raise ValueError(
+            f"names: expected {', '.join(form.names)}, as the model was trained on, got"
+            f" {', '.join(data.names)}"
         )
     _require_at_most(form.set_size, data)
     mask = np.ones(data.targets.shape[:2], bool) if data.mask is None else data.mask
@@ -400,8 +501,8 @@ def fitted(data: Data, form: Format) -> dict[str, np.ndarray]:
             f"mask: expected {form.set_size} elements in every set, as the model was trained on,"
             f" got {int(mask[index].sum())} at [{index}]"
         )
-    found["targets"], found["mask"] = padded(data.targets, mask, form.set_size)
-    return found
+    targets, mask = padded(data.targets, mask, form.set_size)
+    return {"targets": targets, "mask": mask}
 
 
 def padded(sets: np.ndarray, mask: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

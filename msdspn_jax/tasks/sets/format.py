@@ -34,6 +34,8 @@ class Format:
     """The same of the features of inputs that are vectors or sets."""
     input_scale: tuple[float, ...] = ()
     """See ``input_shift``."""
+    fingerprint: str = ""
+    """Of the data that all this was found of; empty: not known."""
 
     def __post_init__(self) -> None:
         axes = {None: 0, "images": 3, "vectors": 1, "sets": 2}

@@ -23,8 +23,10 @@ Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
 def point_sets(pairs: Pairs, names: Sequence[str]) -> Figure:
     """Sets in their first two features: rings are target elements, dots predicted ones."""
     figure, axes = _grid(len(pairs))
-    everything = np.concatenate([elements for pair in pairs for elements in pair])
-    plane = _plane(everything)
+    plane = _plane(np.concatenate([elements for pair in pairs for elements in pair]))
+    plane = plane[np.isfinite(plane).all(1)]
+    if not len(plane):
+        plane = np.array([[-1.0, -1.0], [1.0, 1.0]])
     margin = 0.08 * np.maximum(np.ptp(plane, axis=0), 1e-6)
     low, high = plane.min(0) - margin, plane.max(0) + margin
     for one, (target, prediction) in zip(axes, pairs, strict=True):

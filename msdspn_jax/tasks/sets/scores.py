@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key
 from msdspn_jax._check import AnyArray
 from msdspn_jax._cores import compiler_options
 from msdspn_jax.losses import pairwise_smooth_l1
-from msdspn_jax.matching import assign
+from msdspn_jax.matching import INVALID, assign
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
 from msdspn_jax.tasks.sets.coco import BOX_NAMES
 from msdspn_jax.tasks.sets.model import Prediction, Predictor
@@ -93,8 +93,9 @@ def score(
     """Scores of every set.
 
     ``loss`` as in training. ``size_right``: whether as many elements are predicted as there are.
-    ``error_NAME``: mean absolute error of a feature, in the units of the data, over the elements of
-    the target and those matched to them; ``error`` where there are too many features to list.
+    ``error_NAME``: absolute error of a feature, in the units of the data, summed over the elements
+    of the target and those matched to them, NaN where the prediction is not finite; ``error``, the
+    mean of all features, where there are too many to list. ``elements``: of the target.
     """
     form = predictor.config.form
     found = {"loss": predictor.distance(prediction, targets, mask)}
@@ -108,7 +109,8 @@ def score(
     there = matched >= 0
     other = jnp.take_along_axis(targets, jnp.maximum(matched, 0)[..., None], axis=1)
     errors = jnp.where(there[..., None], jnp.abs(prediction.sets - other), 0).sum(1)
-    errors /= jnp.maximum(there.sum(1), 1)[:, None]
+    errors = jnp.where(jnp.any(matched == INVALID, 1)[:, None], jnp.nan, errors)
+    found["elements"] = jnp.sum(mask, -1)
     if form.set_dim > _LISTED:
         return found | {"error": errors.mean(-1)}
     return found | {f"error_{name}": errors[:, i] for i, name in enumerate(form.names)}
@@ -120,8 +122,18 @@ def evaluate(
     arrays: Mapping[str, np.ndarray],
     key: Key[Array, ""],
 ) -> dict[str, float]:
-    """The mean of every score over a split."""
-    return means(predict_all(predictor, variables, arrays, key)[1])
+    """Every score over a split, see `averages`."""
+    return averages(predict_all(predictor, variables, arrays, key)[1])
+
+
+def averages(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean of every score over the sets; of errors over the elements, if there is one."""
+    of_errors = {name: x for name, x in scores.items() if name.split("_")[0] == "error"}
+    elements = np.sum(scores["elements"])
+    found = means({k: x for k, x in scores.items() if k != "elements" and k not in of_errors})
+    if elements:
+        found |= {name: float(np.sum(x, dtype=float) / elements) for name, x in of_errors.items()}
+    return found
 
 
 def draw_figures(
@@ -132,6 +144,8 @@ def draw_figures(
     from msdspn_jax.tasks.sets.plots import boxes, point_sets
 
     arrays = {name: array[:_SHOWN] for name, array in arrays.items()}
+    if not len(arrays["inputs"]):
+        return
     keys = jax.random.split(jax.random.key(0), len(arrays["inputs"]))
     prediction = jax.jit(
         lambda variables: predictor.predict(

@@ -55,8 +55,10 @@ def _load(
 ) -> data.Data:
     del stamps
     if coco.is_coco(path):
-        return coco.read(path, images, size=size, allow_empty=allow_empty)
-    return data.read(path, allow_empty=allow_empty)
+        found = coco.read(path, images, size=size, allow_empty=allow_empty)
+        # Another decoder may read other pixels of the same files.
+        return data.with_fingerprint(found, of_inputs=False)
+    return data.with_fingerprint(data.read(path, allow_empty=allow_empty), of_inputs=True)
 
 
 class ToPredict(NamedTuple):
@@ -66,11 +68,13 @@ class ToPredict(NamedTuple):
         arrays: the inputs as a model takes them, and targets where there are some.
         files: the names of the files of a folder of images.
         unread: what is wrong with those of them that cannot be read.
+        no_scores: what is wrong with the targets, which are then left out.
     """
 
     arrays: dict[str, np.ndarray]
     files: list[str] | None = None
     unread: tuple[str, ...] = ()
+    no_scores: str | None = None
 
 
 def load_for_prediction(path: str, form: Format, *, images: str | None = None) -> ToPredict:
@@ -82,14 +86,12 @@ def load_for_prediction(path: str, form: Format, *, images: str | None = None) -
         images: as for `load`.
 
     Raises:
-        UserError: the data cannot be read, or does not fit the model; of a folder of images, none
+        UserError: the inputs cannot be read, or do not fit the model; of a folder of images, none
             can be read.
     """
     folder = Path(path)
     if images is not None and not coco.is_coco(path):
         _refuse_image_dir(path, images)
-    files: list[Path] | None = None
-    unread: list[str] = []
     if folder.is_dir() and not any(folder.glob("*.npy")):
         files = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
         if not files or form.kind != "images":
@@ -99,23 +101,28 @@ def load_for_prediction(path: str, form: Format, *, images: str | None = None) -
         if not files:
             raise UserError(f"{path}: no image in it can be read: {unread[0]}")
         found = data.check({"inputs": pictures})
-    elif coco.is_coco(path):
+        names = [file.name for file in files]
+        return ToPredict(data.fitted_inputs(found, form), names, tuple(unread))
+    no_scores = None
+    if coco.is_coco(path):
         side = form.input_shape[0] if form.kind == "images" else None
         found = coco.read(path, images, size=side, allow_empty=True, need_targets=False)
-        if found.targets is not None and found.names != form.names:
-            raise UserError(
-                f"{path}: categories: expected those that the model was trained on,"
-                f" {', '.join(form.names[len(coco.BOX) :])}, got"
-                f" {', '.join(found.names[len(coco.BOX) :])}"
-            )
     else:
-        found = data.read(path, need_targets=False, allow_empty=True)
+        try:
+            found = data.read(path, need_targets=False, allow_empty=True)
+        except UserError as error:
+            # What is wrong may be the targets alone.
+            found, no_scores = data.read(path, arrays=data.OF_INPUTS), str(error)
     try:
-        arrays = data.fitted(found, form)
+        arrays = data.fitted_inputs(found, form)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    names = None if files is None else [file.name for file in files]
-    return ToPredict(arrays, names, tuple(unread))
+    if found.targets is not None:
+        try:
+            arrays |= data.fitted_targets(found, form)
+        except ValueError as error:
+            no_scores = f"{path}: {error}"
+    return ToPredict(arrays, no_scores=no_scores)
 
 
 def _read_all(files: list[Path], side: int) -> tuple[list[Path], np.ndarray, list[str]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msdspn_jax import _check
+from msdspn_jax.errors import EmptySplit, UserError
 from msdspn_jax.tasks.evaluation import inner_scores
 from msdspn_jax.tasks.sets import scores
 from msdspn_jax.tasks.sets.config import Config
@@ -33,6 +34,12 @@ def build(config: Config) -> Task:
     @functools.cache
     def everything() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         data = config.load()
+        if config.form.fingerprint not in ("", data.fingerprint):
+            raise UserError(
+                f"{config.data}: expected the data that the run began with, got others, of which"
+                " nobody knows what was trained on; to go on with them, begin another run with"
+                " --init-from"
+            )
         return fitted(data, config.form), split_indices(data, config.split_seed)
 
     def split_of(split: str) -> dict[str, np.ndarray]:
@@ -50,7 +57,7 @@ def build(config: Config) -> Task:
         _check.require_choice("split", split, ("train", "val", "test"))
         arrays = split_of(split)
         if not len(arrays["inputs"]):
-            raise ValueError(f"split: expected examples for {split} in {config.data}, got none")
+            raise EmptySplit(f"split: expected examples for {split} in {config.data}, got none")
         return scores.evaluate(predictor, variables, arrays, key)
 
     def figures(variables, folder):
