@@ -218,7 +218,7 @@ def save_model(
             raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
     # Folders are those of the machine that trained: their last names say enough.
     settings = {
-        k: Path(v).name if (k.endswith("_dir") or k == "data") and v else v
+        k: Path(v).name if k.endswith(("_dir", "data")) and v else v
         for k, v in config.numerical().items()
     }
     record = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.sets import coco, data, source
 from msdspn_jax.tasks.sets.config import Config
+from msdspn_jax.tasks.sets.format import Format
 from msdspn_jax.tasks.sets.model import build_predictor
 from msdspn_jax.tasks.sets.scores import averages, predict_all, score
 
@@ -513,6 +515,41 @@ def test_a_run_knows_its_data_again(tmp_path, capsys, monkeypatch):
         assert cli.main([*longer, *flags, "--allow-config-change"]) == 2
         assert f"cannot change:\n  {flags[0]}: " in capsys.readouterr().err
     assert cli.main([*longer, "--steps", "3", "--allow-config-change"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["vectors", "sets", "images"])
+def test_splits_may_be_files_of_their_own(kind, tmp_path):
+    parts = {"train": arrays(kind), "val": arrays(kind), "test": arrays(kind)}
+    # Other lengths: padded.
+    parts["val"]["targets"], parts["val"]["mask"] = RNG.normal(size=(NUM, 5, 2)), None
+    if kind == "sets":
+        parts["test"]["inputs"] = RNG.normal(size=(NUM, 7, 2))
+    for name, part in parts.items():
+        np.savez(tmp_path / f"{name}.npz", **{k: v for k, v in part.items() if v is not None})
+    files = {name: str(tmp_path / f"{name}.npz") for name in parts}
+    config = Config(data=files["train"], val_data=files["val"], test_data=files["test"]).completed()
+    whole = data.fitted(config.load(), config.form)
+    split = data.split_indices(config.load(), config.split_seed)
+    assert config.form.set_size == 5
+    for name in parts:
+        alone = data.fitted(data.read(files[name]), config.form)
+        for array, values in alone.items():
+            np.testing.assert_array_equal(whole[array][split[name]], values)
+        assert (alone["mask"].sum(1) > 3).any() == (name == "val")
+    # Each file counts in what a run knows its data by.
+    parts["test"]["targets"][0, 0, 0] += 1
+    np.savez(files["test"], **{k: v for k, v in parts["test"].items() if v is not None})
+    assert config.load().fingerprint != config.form.fingerprint
+    for changes, words in [
+        ({"split": np.arange(NUM) % 3}, "split: expected none in data for test alone"),
+        ({"names": np.array(["a", "b"])}, "names: expected .* feature0, feature1, got a, b"),
+        ({"inputs": np.zeros((NUM, 9))}, "inputs: expected .* got vectors .* for test"),
+    ]:
+        np.savez(files["test"], **arrays(kind, **changes))
+        with pytest.raises(UserError, match=words):
+            dataclasses.replace(config, form=Format()).completed()
+    with pytest.raises(UserError, match="test_data: expected val_data with it"):
+        train_command.parse("sets", ["--data", files["train"], "--test-data", files["test"]])
 
 
 @pytest.mark.parametrize(

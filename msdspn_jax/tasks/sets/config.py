@@ -12,12 +12,15 @@ import tyro
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.set_predictor import INITIAL_SETS
 from msdspn_jax.tasks.config import TaskConfig
-from msdspn_jax.tasks.sets.data import Data, Scaling, find_format
+from msdspn_jax.tasks.sets.coco import is_coco
+from msdspn_jax.tasks.sets.data import Data, Scaling, find_format, joined
 from msdspn_jax.tasks.sets.format import Format
 from msdspn_jax.tasks.sets.source import load
 from msdspn_jax.training.config import Outer, Run, RunFlags, require_at_least, require_positive
 
 Self = TypeVar("Self", bound="Config")
+_PLACES = tuple(f"{part}{kind}" for kind in ("data", "image_dir") for part in ("", "val_", "test_"))
+"""Fields that say where files are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,20 @@ class Config(TaskConfig):
     """The data: an .npz file, a folder of .npy files, or a .json file in COCO's format."""
     image_dir: str | None = None
     """With a .json file: the folder of its images. Default: images/ beside it, or its own."""
+    val_data: str | None = None
+    """Data for validation, where it is a file of its own. Default: a part of --data."""
+    test_data: str | None = None
+    """Data for the test, with --val-data. Default: none then."""
+    val_image_dir: str | None = None
+    """As --image-dir, of --val-data."""
+    test_image_dir: str | None = None
+    """As --image-dir, of --test-data."""
     data_on: Literal["device", "host"] = "device"
     """Where the training set waits: on the accelerator, or in the host's memory, from which every
     batch is copied."""
     split_seed: int = 0
-    """Without an array split: which tenth is for validation, and which for the test."""
+    """Without an array split or --val-data: which tenth is for validation, and which for the
+    test."""
     allow_empty: bool = False
     """Sets without any element are meant."""
     size: int | None = None
@@ -93,6 +105,8 @@ class Config(TaskConfig):
         require_positive(self, "presence_weight")
         if self.set_size is not None:
             require_at_least(1, self, "set_size")
+        if self.test_data is not None and self.val_data is None:
+            raise ValueError("test_data: expected val_data with it, got none")
         if self.size is not None and (self.size < 64 or self.size % 64):
             raise ValueError(f"size: expected a multiple of 64, got {self.size}")
         if self.initial_set not in INITIAL_SETS:
@@ -119,16 +133,15 @@ class Config(TaskConfig):
         # A run is looked at from other folders too.
         places = {
             name: str(Path(value).absolute())
-            for name in ("data", "image_dir")
+            for name in _PLACES
             if (value := getattr(self, name)) is not None
         }
         config = dataclasses.replace(self, **places)
         if config.form.kind is not None:
             return config
-        data = config.load()
         try:
             form = find_format(
-                data, split_seed=self.split_seed, scaling=self.scaling, size=self.size,
+                config.load(), split_seed=self.split_seed, scaling=self.scaling, size=self.size,
                 set_size=self.set_size,
             )  # fmt: skip
             return dataclasses.replace(config, form=form)
@@ -136,13 +149,30 @@ class Config(TaskConfig):
             raise UserError(f"{self.data}: {error}") from error
 
     def load(self) -> Data:
-        """The data set, as its files have it (`data.Data`)."""
+        """The data set, as its files have it (`data.Data`).
+
+        Raises:
+            UserError: it cannot be read.
+            ValueError: its files do not fit together.
+        """
         assert self.data is not None
-        return load(self.data, images=self.image_dir, size=self.size, allow_empty=self.allow_empty)
+        files = {
+            "train": (self.data, self.image_dir),
+            "val": (self.val_data, self.val_image_dir),
+            "test": (self.test_data, self.test_image_dir),
+        }
+        parts: dict[str, Data] = {}
+        size = self.size
+        for name, (path, images) in files.items():
+            if path is not None:
+                parts[name] = load(path, images=images, size=size, allow_empty=self.allow_empty)
+                if is_coco(path):  # All images alike.
+                    size = parts[name].inputs.shape[1]
+        return joined(parts) if len(parts) > 1 else parts["train"]
 
     def places(self) -> tuple[str, ...]:
         """See `TrainConfig.places`: of data that is known again."""
-        return ("data", "image_dir") if self.form.fingerprint else ()
+        return _PLACES if self.form.fingerprint else ()
 
     def resolved(self: Self) -> Self:
         """See `TrainConfig.resolved`."""

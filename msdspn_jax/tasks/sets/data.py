@@ -345,6 +345,51 @@ def _first(bad: np.ndarray) -> tuple[int, ...]:
 # --- splits and scaling ---
 
 
+def joined(parts: Mapping[str, Data]) -> Data:
+    """One data set of several files, each of which is a split.
+
+    Args:
+        parts: by the names in `SPLITS`, all with targets; those of "train" first.
+
+    Raises:
+        ValueError: they do not fit together, or one is split itself.
+    """
+    first = next(iter(parts.values()))
+    shape = first.inputs.shape[1:] if first.kind != "sets" else first.inputs.shape[2:]
+    for name, part in parts.items():
+        if part.split is not None:
+            raise ValueError(f"split: expected none in data for {name} alone, got one")
+        if part.kind != first.kind or part.inputs.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"inputs: expected {first.kind} like those for training, {first.inputs.shape}, got"
+                f" {part.kind} {part.inputs.shape} for {name}"
+            )
+        if part.names != first.names:
+            raise ValueError(
+                f"names: expected those of the training data, {', '.join(first.names)}, got"
+                f" {', '.join(part.names)} for {name}"
+            )
+    split = np.repeat(
+        [SPLITS.index(name) for name in parts], [len(x.inputs) for x in parts.values()]
+    )
+    if first.kind == "sets":
+        inputs, input_mask = _stacked([(x.inputs, x.input_mask) for x in parts.values()])
+    else:
+        inputs, input_mask = np.concatenate([x.inputs for x in parts.values()]), None
+    targets, mask = _stacked([(x.targets, x.mask) for x in parts.values()])
+    fingerprint = hashlib.sha256(repr([x.fingerprint for x in parts.values()]).encode())
+    return Data(inputs, input_mask, targets, mask, split, first.names, fingerprint.hexdigest()[:16])
+
+
+def _stacked(parts: list[tuple[Any, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Sets of several arrays in one, padded to the longest, and their mask where there is need."""
+    n = max(sets.shape[1] for sets, _ in parts)
+    full = [np.ones(sets.shape[:2], bool) if mask is None else mask for sets, mask in parts]
+    pairs = [padded(sets, mask, n) for (sets, _), mask in zip(parts, full, strict=True)]
+    sets, mask = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+    return sets, None if mask.all() else mask
+
+
 def split_indices(data: Data, seed: int) -> dict[str, np.ndarray]:
     """Which examples are for training, validation and test: as the data says, else by ``seed``."""
     num = len(data.inputs)

@@ -49,7 +49,8 @@ def _refuse_image_dir(path: str, images: str) -> NoReturn:
     raise UserError(f"--image-dir: expected none with {path}, which is no .json, got {images}")
 
 
-@functools.lru_cache(maxsize=1)
+# Training, validation and test.
+@functools.lru_cache(maxsize=3)
 def _load(
     path: str, images: str | None, size: int | None, allow_empty: bool, stamps: tuple
 ) -> data.Data:
