@@ -44,10 +44,13 @@ for part in "${@:-tenth averaged published others more}"; do
         for seed in 0 1; do
           train "idspn-tenth-s$seed" --seed "$seed" "${linear[@]}" "${tenth[@]}"
         done ;;
-      averaged) # the same with averaged weights; as well with more inner steps in its second half
+      averaged) # the same with averaged weights; as well with more inner steps in its second half,
+        # or with less inner momentum and larger steps
         train idspn-averaged-s0 "${linear[@]}" "${tenth[@]}" --outer.average 0.999
         train idspn-late40-s1 --seed 1 "${linear[@]}" "${tenth[@]}" --outer.average 0.999 \
-          --inner.late-num-steps 40 ;;
+          --inner.late-num-steps 40
+        train idspn-mom06-s0 "${linear[@]}" "${tenth[@]}" --outer.average 0.999 \
+          --inner.momentum 0.6 --inner.step-size 2 ;;
       published) # as published, as far as it gets
         train idspn-s0 --checkpoint-every 250 ;;
       others) # one seed each
