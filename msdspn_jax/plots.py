@@ -248,7 +248,11 @@ def learning_curves(
         _log_if_positive(left, np.concatenate(everything))
     left.set(xlabel="training step", ylabel=ylabel)
     right.set(xlabel="hours of training")
-    left.legend(frameon=False, fontsize=8)
+    # Above: inside, long labels hide the curves.
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False,
+        fontsize=8,
+    )  # fmt: skip
     for axes in (left, right):
         plain_axes(axes)
     return figure

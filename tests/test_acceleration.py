@@ -1,4 +1,3 @@
-import doctest
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import processes
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax import acceleration
 
 KEY = jax.random.key(0)
 
@@ -169,7 +167,3 @@ def test_under_shard_map_with_its_default_checks():
         check=False,
     )
     assert done.stdout == "equal\n", done.stderr[-3000:]
-
-
-def test_examples():
-    assert doctest.testmod(acceleration).failed == 0

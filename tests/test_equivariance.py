@@ -1,5 +1,3 @@
-import doctest
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msdspn_jax import equivariance
 from msdspn_jax.descent import minimise
 from msdspn_jax.energy import Context, latent_energy
 from msdspn_jax.equivariance import best_matching, check_equivariance, example_sets, push_apart
@@ -230,10 +227,6 @@ def test_best_matching_is_the_best_of_all(seed, n, num_values):
 
     allowed = [p for p in itertools.permutations(range(n)) if (x[list(p)] == x[permutation]).all()]
     assert worst(found) == pytest.approx(min(map(worst, allowed)))
-
-
-def test_examples():
-    assert doctest.testmod(equivariance).failed == 0
 
 
 @pytest.mark.usefixtures("without_hook")

@@ -1,4 +1,3 @@
-import doctest
 import itertools
 
 import chex
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax import losses
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 PREDICTION = jax.random.normal(KEYS[0], (3, 5, 2))
@@ -96,10 +94,6 @@ def test_errors(loss):
     if loss is ms.hungarian_loss:
         with pytest.raises(ValueError, match="target: expected at most n = 4"):
             loss(TARGET, PREDICTION)
-
-
-def test_examples():
-    assert doctest.testmod(losses).failed == 0
 
 
 WEIGHTS = np.array([0.5, 3.0], np.float32)

@@ -1,7 +1,5 @@
 """The optimum's cost equals SciPy's, whatever the cost looks like; failures are loud."""
 
-import doctest
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ from msdspn_jax.matching import (
     INVALID,
     UNMATCHED,
     assign,
-    assignment,
     augmenting_paths,
     matched_cost,
 )
@@ -398,10 +395,6 @@ def test_wrong_arguments():
         assign(cost, mask=(np.ones((2, 3), bool), np.ones((2, 4), bool)), method="optax")
     with pytest.raises(ValueError, match="expected concrete arrays with method='host'"):
         jax.jit(lambda cost: assign(cost, method="host"))(cost)
-
-
-def test_examples():
-    assert doctest.testmod(assignment).failed == 0
 
 
 def test_bottleneck_works_under_shard_map():

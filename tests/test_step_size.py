@@ -1,5 +1,3 @@
-import doctest
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +7,6 @@ import problems
 import pytest
 
 import msdspn_jax as ms
-from msdspn_jax import step_size
 
 KEY = jax.random.key(0)
 
@@ -158,7 +155,3 @@ def test_traced_arguments_are_refused():
         jax.jit(lambda sets: ms.suggest_step_size(Unhashable(), {}, sets, sets, key=KEY).movement)(
             jnp.ones((2, 3, 1))
         )
-
-
-def test_examples():
-    assert doctest.testmod(step_size).failed == 0
