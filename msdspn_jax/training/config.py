@@ -303,7 +303,7 @@ def _to_json(value: Any) -> Any:
     return str(value)
 
 
-def with_values(config: T, values: dict[str, Any]) -> T:
+def with_values(config: Any, values: dict[str, Any]) -> Any:
     """A configuration with the fields that ``values``, as of `TrainConfig.to_dict`, names.
 
     Raises:
