@@ -54,6 +54,16 @@ def test_other_settings_shapes_types_and_files_are_other_programs(folder, monkey
     assert len(kept(folder)) == 5
 
 
+def test_another_generator_of_random_numbers_is_another_program(folder):
+    def draw():
+        return _cache.compiled_once(lambda x: x + jax.random.normal(jax.random.key(0)), "draw")(1.0)
+
+    threefry = draw()
+    with jax.default_prng_impl("rbg"):
+        assert draw() == 1.0 + jax.random.normal(jax.random.key(0)) != threefry
+    assert len(kept(folder)) == 2
+
+
 def test_a_damaged_file_is_made_anew(folder):
     x = jnp.arange(3.0)
     counted()[0](x)
