@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
-# processor time of STEPS steps of iDSPN on the machine at hand: 50 minutes with AVX-512.
+# processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512.
 # Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
 # (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
 #   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core (AVX-512)
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. What a
-# step takes is measured first, for iDSPN and for the model at hand, as the processor time of 60
-# steps less that of 20 (Slot Attention: 18 less 6): so runs of different machines can stand in one table. The learning rate
+# step takes is measured first, for iDSPN and for the model at hand, as the processor time of 120
+# steps less that of 40 (Slot Attention: 18 less 6), while nothing else runs: cores that share a
+# processor slow each other. So runs of different machines can stand in one table. The learning rate
 # falls to zero at the end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -51,12 +52,15 @@ pace() { # file, steps, flags: puts the processor seconds of a step into the fil
 train() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}")
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
-  local sample=20
+  local sample=40
   if [[ $name == slot-attention* ]]; then sample=6; fi  # Convolutions of 5 x 5 at full size.
-  pace "$RUNS/reference.pace" 20 "${images[@]}" "${idspn[@]}"
-  pace "$RUNS/$name.pace" "$sample" "${flags[@]}"
+  pace "$RUNS/reference.pace" 40 "${images[@]}" "${idspn[@]}"
   local steps reference own
-  reference=$(cat "$RUNS/reference.pace") own=$(cat "$RUNS/$name.pace")
+  reference=$(cat "$RUNS/reference.pace") own=$reference
+  if [[ $name != idspn-[01] ]]; then
+    pace "$RUNS/$name.pace" "$sample" "${flags[@]}"
+    own=$(cat "$RUNS/$name.pace")
+  fi
   steps=$($PYTHON -c "print(int(round($STEPS * $share * $reference / $own, -1)) or 10)")
   if [[ $name == slot-attention* ]]; then flags+=(--outer.warmup-steps $((steps / 20))); fi
   $MSDSPN train clevr "${flags[@]}" --steps "$steps" --evaluate-every $((steps / 10)) \
