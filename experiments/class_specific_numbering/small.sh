@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The small-scale comparison of this folder's README: 7 models, 2 training set sizes, 3 seeds.
+# The small-scale comparison of this folder's README: 7 models, 2 training set sizes, 6 seeds.
 # Finished runs are skipped, so it can be stopped and started again. PREFIX: put before each command.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,7 +10,7 @@ SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 3
           --checkpoint-every 1000 --val-size 1280 --test-size 6400)
 for model in ${MODELS:-idspn bilstm transformer-pe dspn transformer-random-pe transformer deep-sets}; do
   for size in ${SIZES:-64 640}; do
-    for seed in ${SEEDS:-0 1 2}; do
+    for seed in ${SEEDS:-0 1 2 3 4 5}; do
       run=$RUNS/$model-$size-$seed
       if [[ -f $run/done ]]; then continue; fi
       rm -rf "$run"
