@@ -140,7 +140,7 @@ def test_resume_takes_what_is_not_given_from_the_run(tmp_path, capsys):
     assert cli.main(["train", "toy", "--run-dir", folder, "--resume", "--noise", "0.5"]) == 2
     capsys.readouterr()
     assert cli.main(["evaluate", folder, "--inner.num-steps", "9"]) == 2
-    assert "--inner.num-steps: the model of the task toy has no inner" in capsys.readouterr().err
+    assert "--inner.num-steps: expected a task whose Config is derived" in capsys.readouterr().err
 
 
 def test_random_sets_from_training_to_figures(tmp_path, capsys, monkeypatch):

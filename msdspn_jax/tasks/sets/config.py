@@ -53,9 +53,9 @@ class Config(TaskConfig):
     test_data: str | None = None
     """Data for the test, with --val-data. Default: none then."""
     val_image_dir: str | None = None
-    """As --image-dir, of --val-data."""
+    """With a .json file as --val-data: the folder of its images."""
     test_image_dir: str | None = None
-    """As --image-dir, of --test-data."""
+    """With a .json file as --test-data: the folder of its images."""
     data_on: Literal["device", "host"] = "device"
     """Where the training set waits: on the accelerator, or in the host's memory, from which every
     batch is copied."""
