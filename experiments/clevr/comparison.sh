@@ -8,8 +8,8 @@
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32, batch 128. What a
 # step takes is measured first, for iDSPN and for the model at hand, as the processor time of 120
-# steps less that of 40 (Slot Attention: 18 less 6), while nothing else runs: cores that share a
-# processor slow each other. So runs of different machines can stand in one table. The learning rate
+# steps less that of 40 (Slot Attention: 18 less 6), while nothing else runs: cores slow each
+# other. So runs of different machines can stand in one table. The learning rate
 # falls to zero at the end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
