@@ -133,8 +133,7 @@ def _decoding_otherwise(run: Run, decoding: dict[str, float]) -> Task:
             f" msdspn_jax.tasks.config.TaskConfig, got {run.task_name}"
         )
     if not config.minimises:
-        model = getattr(config, "model", f"of the task {run.task_name}")
-        raise UserError(f"--inner.{first}: the model {model} has no inner loop")
+        raise UserError(f"--inner.{first}: the model {config.model} has no inner loop")
     changes = {NAMES_AT_EVALUATION.get(name, name): value for name, value in decoding.items()}
     try:
         inner = dataclasses.replace(config.resolved_inner(), **changes)

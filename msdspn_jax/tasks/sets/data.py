@@ -490,7 +490,7 @@ def _scaling(
 
 
 def fitted(data: Data, form: Format) -> dict[str, np.ndarray]:
-    """The arrays of a data set with targets as a model takes them, see the two parts below."""
+    """The arrays of a data set with targets as a model takes them: both of the following."""
     return fitted_inputs(data, form) | fitted_targets(data, form)
 
 
@@ -532,7 +532,8 @@ def fitted_targets(data: Data, form: Format) -> dict[str, np.ndarray]:
             f"targets: expected {form.set_dim} features, as the model was trained on, got shape"
             f" {data.targets.shape}"
         )
-    if data.names not in (form.names, _numbered(form.set_dim)):
+    unnamed = _numbered(form.set_dim) in (data.names, form.names)
+    if data.names != form.names and not unnamed:
         raise ValueError(
             f"names: expected {', '.join(form.names)}, as the model was trained on, got"
             f" {', '.join(data.names)}"

@@ -20,7 +20,7 @@ from msdspn_jax.tasks.sets.model import MONITOR, build_predictor
 from msdspn_jax.training.outer import outer_optimizer
 from msdspn_jax.training.task import Task, epoch_positions
 
-__all__ = ["MONITOR", "Config", "build", "build_predictor", "outer_optimizer"]
+__all__ = ["Config", "build", "build_predictor"]
 
 
 def build(config: Config) -> Task:
