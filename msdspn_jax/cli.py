@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 from msdspn_command import HELP, VERBS, show_usage
 
@@ -68,6 +69,14 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     if verb not in _OWN_CACHE:
         enable_compilation_cache()
+    show_as_ever = warnings.showwarning
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        if category is not UserWarning:  # Deprecations and the like: for developers, with the line.
+            return show_as_ever(message, category, filename, lineno, file, line)
+        print(f"msdspn {verb}: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
     try:
         return importlib.import_module(f"msdspn_jax.commands.{verb}").main(rest)
     except UserError as error:
@@ -82,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"msdspn {verb}: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.showwarning = show_as_ever
 
 
 if __name__ == "__main__":

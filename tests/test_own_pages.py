@@ -153,3 +153,20 @@ def test_modules_are_tasks_and_their_own_errors_are_shown(boxes, monkeypatch):
     assert tasks.load(str(boxes)) is tasks.load("boxes.py")
     with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
         tasks.load("my_tasks_for_a_test.broken")
+
+
+@pytest.mark.parametrize(
+    ("instead", "words"),
+    [
+        (("raise ValueError('wrong here')", "encoder ="), "msdspn train: wrong here"),
+        (("def data(): raise ValueError('wrong here')", "encoder ="), "cannot be read: wrong here"),
+    ],
+)
+def test_errors_of_a_task_of_ones_own_name_its_line(instead, words, boxes, capsys):
+    text = boxes.read_text().replace("encoder =", "\n    ".join(instead))
+    if "def data" in text:
+        text = text.replace('Task(name="boxes"', 'Task(name="boxes", data=data')
+    boxes.write_text(text)
+    line = next(i for i, x in enumerate(text.splitlines(), 1) if "wrong here" in x)
+    assert cli.main(["train", "project/boxes.py", "--run-dir", "run", *SMALL]) == 2
+    assert f"{words} (boxes.py, line {line})" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from msdspn_jax.errors import EmptySplit, UserError
+from msdspn_jax.errors import EmptySplit, UserError, origin
 
 if TYPE_CHECKING:
     from msdspn_jax.trained.run import Run
@@ -102,7 +102,7 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
         except UserError:
             raise
         except (ValueError, OSError) as error:
-            raise UserError(str(error)) from error
+            raise UserError(f"{error}{origin(error)}") from error
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from msdspn_jax import tasks
-from msdspn_jax.errors import UserError
+from msdspn_jax.errors import UserError, origin
 
 HELP = """\
 usage: msdspn train TASK [flags]
@@ -148,7 +148,7 @@ def train(name: str, config: Any) -> int:
     try:
         task = tasks.build(name, config)
     except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{error}{origin(error)}") from error
     leader = jax.process_index() == 0
     if config.init_from is not None and not (config.run.resume and is_run(config.run.dir)):
         from msdspn_jax.trained.weights import start_from

@@ -56,7 +56,9 @@ def load_run(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Run:
 
 
 def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Model:
-    """The model that a run trained (of its first seed); its data need not be there.
+    """The model that a run trained; its data need not be there.
+
+    Of a run with ``--replicates`` it is that of the first seed, which a warning says.
 
     Raises:
         UserError: as `load_run`, or its task makes no predictors.
@@ -68,6 +70,12 @@ def load_predictor(folder: str | Path, *, checkpoint: Checkpoint = "best") -> Mo
     run = load_run(folder, checkpoint=checkpoint)
     for reason in run.damaged:
         warnings.warn(f"left out: {reason}", stacklevel=2)
+    if run.config.replicates > 1:
+        warnings.warn(
+            f"{folder}: a run of {run.config.replicates} seeds; the model is the first one's, seed"
+            f" {run.config.seed}",
+            stacklevel=2,
+        )
     predictor, versions = module.build_predictor(run.config), run_folder.package_versions()
     return Model(
         run.config, run.variables[0], run.step, predictor, versions, task_name, str(folder)

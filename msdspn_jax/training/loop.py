@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from msdspn_jax.errors import UserError
+from msdspn_jax.errors import UserError, origin
 from msdspn_jax.training import run_folder
 from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
@@ -135,7 +135,7 @@ class _Trainer:
         except UserError as error:
             refusal = error
         except (OSError, ValueError) as error:
-            refusal = UserError(f"the data cannot be read: {error}")
+            refusal = UserError(f"the data cannot be read: {error}{origin(error)}")
             refusal.__cause__ = error
         refused, _ = agree(int(refusal is not None), 0)
         if refused:
@@ -222,7 +222,8 @@ class _Trainer:
                 batches = self.runner.load(self.step, count)
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"step {self.step}: the data cannot be read: {error}\n{self._standing().saved}"
+                    f"step {self.step}: the data cannot be read: {error}{origin(error)}\n"
+                    f"{self._standing().saved}"
                 ) from error
             chunk = self.runner.run(self.state, self.step, count, batches)
             self.state = chunk.state

@@ -102,16 +102,21 @@ def test_no_data_is_touched_to_predict_with_a_run_and_to_export_it(
     assert not (tmp_path / "cache").exists()
 
 
-def test_find_says_what_it_found(tmp_path, monkeypatch):
+def test_find_says_what_it_found(tmp_path, monkeypatch, capsys):
     config = clevr.Config(**SMALL, replicates=2)
     run = write_run(tmp_path / "run", config)
-    model = trained.find(run=run)
+    with pytest.warns(UserWarning, match="a run of 2 seeds; the model is the first one's, seed 0"):
+        model = trained.find(run=run)
     assert isinstance(model, weights.Model)
     assert (model.step, model.source, model.task_name) == (5, str(run), "clevr")
-    # Of several seeds, the first.
     expected = jax.eval_shape(clevr.build_predictor(config).init, jax.random.key(0))
     assert jax.tree.map(np.shape, model.variables) == jax.tree.map(np.shape, expected)
-    assert trained.find(run=run, checkpoint="latest").step == 7
+    capsys.readouterr()
+    argv = ["export", "--run", str(run), "--checkpoint", "latest", "--weights"]
+    assert cli.main([*argv, str(tmp_path / "latest.safetensors")]) == 0
+    said = f"msdspn export: {run}: a run of 2 seeds; the model is the first one's, seed 0\n"
+    assert capsys.readouterr().err == said
+    assert trained.find(weights=tmp_path / "latest.safetensors").step == 7
     path = tmp_path / "w.safetensors"
     weights.save_model(path, config, model.variables, step=3)
     assert trained.find(weights=path).source == str(path)
