@@ -28,13 +28,13 @@ slots=(--model slot-attention)
 idspn=(--model idspn "${inner[@]}" --inner.eval-num-steps 40 "${muon[@]}")
 dspn=(--model dspn "${inner[@]}" --inner.eval-num-steps 20 "${muon[@]}")
 
-spent() { # steps, flags: processor seconds of so many steps, with the start and the end
-  rm -rf "$RUNS/pace"
+spent() { # folder, steps, flags: processor seconds of so many steps, with the start and the end
+  rm -rf "$1"
   $PYTHON -c 'import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=sys.stderr)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(used.ru_utime + used.ru_stime)' \
-    $MSDSPN train clevr "${@:2}" --steps "$1" --evaluate-every 1000 --run-dir "$RUNS/pace"
+    $MSDSPN train clevr "${@:3}" --steps "$2" --evaluate-every 1000 --run-dir "$1"
 }
 
 pace() { # file, steps, flags: puts the processor seconds of a step into the file, once a machine
@@ -42,9 +42,10 @@ pace() { # file, steps, flags: puts the processor seconds of a step into the fil
   if [[ -e $file ]]; then return; fi
   mkdir -p "$RUNS"
   local short long
-  short=$(spent "$steps" "${@:3}")  # renders and compiles; both are kept for the next
-  short=$(spent "$steps" "${@:3}")
-  long=$(spent $((3 * steps)) "${@:3}")
+  short=$(spent "$file.run" "$steps" "${@:3}")  # renders, compiles; both are kept for the next
+  short=$(spent "$file.run" "$steps" "${@:3}")
+  long=$(spent "$file.run" $((3 * steps)) "${@:3}")
+  rm -rf "$file.run"
   $PYTHON -c "print(($long - $short) / (2 * $steps))" > "$file.new"
   mv "$file.new" "$file"
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 
 
@@ -39,11 +39,7 @@ class Bench:
 
 def main(argv: list[str]) -> int:
     """Run ``msdspn bench``."""
-    import tyro
-
-    command = tyro.cli(
-        Bench, args=argv, prog="msdspn bench", description=inspect.cleandoc(Bench.__doc__ or "")
-    )
+    command = parse(Bench, argv, prog="msdspn bench", description=Bench.__doc__)
     cases, measure = _part(command.part, command.size)
     if command.part == "render" and command.case is None:
         cases = ["default"]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from msdspn_jax._options import parse
 from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
@@ -77,11 +78,11 @@ _Choice = (
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    choice = tyro.cli(
+    choice = parse(
         _Choice,  # type: ignore[arg-type]
+        argv,
         prog="msdspn data",
         description="Prepare and check data sets.",
-        args=argv,
     )
     choice.run()
     return 0

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
+from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def main(argv: list[str]) -> int:
     # All that the acts need, before the first of them takes its minute.
     for package in ("matplotlib", "PIL", "safetensors", "sklearn"):
         importlib.import_module(package)
-    options = tyro.cli(Demo, prog="msdspn demo", args=argv)
+    options = parse(Demo, argv, prog="msdspn demo")
     folder = Path(options.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from msdspn_jax._options import parse
 from msdspn_jax.errors import EmptySplit, UserError, origin
 
 if TYPE_CHECKING:
     from msdspn_jax.trained.run import Run
     from msdspn_jax.training.task import Task
 
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 NAMES_AT_EVALUATION = {"num_steps": "eval_num_steps", "num_starts": "eval_num_starts"}
 
 
@@ -27,13 +26,13 @@ class Decoding:
     record for each set of flags, and no figures are drawn.
     """
 
-    num_steps: OptionalInt = None
+    num_steps: int | None = None
     """Inner steps."""
-    num_starts: OptionalInt = None
+    num_starts: int | None = None
     """Initial sets to descend from; the set of the lowest energy counts."""
-    step_size: OptionalFloat = None
+    step_size: float | None = None
     """Step size."""
-    momentum: OptionalFloat = None
+    momentum: float | None = None
     """Nesterov momentum."""
 
     def given(self) -> dict[str, float]:
@@ -67,7 +66,7 @@ class Evaluate:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    options = tyro.cli(Evaluate, prog="msdspn evaluate", args=argv)
+    options = parse(Evaluate, argv, prog="msdspn evaluate")
     folder = Path(options.run)
     evaluate(folder, options)
     return 0

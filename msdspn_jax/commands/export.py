@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from msdspn_jax import trained
+from msdspn_jax._options import parse
+from msdspn_jax.commands.decoding import Decoding, DecodingFlags, check_new
 from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
     from msdspn_jax.trained.weights import Model
 
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 
 
@@ -39,43 +37,35 @@ class Export:
     trust. To share a model with strangers, --weights is the safer file: it holds numbers alone.
     """
 
-    run: OptionalPath = None
+    run: Path | None = None
     """A run folder of msdspn train clevr or sets. Without it: the CLEVR model in the box."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
-    out: OptionalPath = None
+    out: Path | None = None
     """The program to write, for example model.zip."""
-    weights: OptionalPath = None
+    weights: Path | None = None
     """A safetensors file to write."""
     half: bool = False
     """Weights in 16 bits: half the size. They are read as 32 bits."""
-    inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
-    """Inner steps of the program. Default: those that the model is evaluated with."""
-    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
-    """Initial sets to descend from, of which the lowest energy counts; in the program, and kept in
-    the weights. Default: as the model is evaluated."""
-    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Score above which an element is an object, 0 to 1: a setting of the program. Default: the
-    model's own; 0.5 where it was not calibrated."""
-    seed: int = 0
-    """Of random initial sets and slots, where the model has them: the same for every image."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu")
     """What the program shall run on; none of them has to be here."""
     check: bool = True
     """Run the program beside the model, on this device, and compare."""
     overwrite: bool = False
     """Replace files that are already there."""
+    decoding: DecodingFlags = dataclasses.field(default_factory=Decoding)
 
     def execute(self) -> int:
         """Check the flags, load, write."""
+        how = self.decoding
         targets = [path for path in (self.out, self.weights) if path is not None]
         if not targets:
             raise UserError("give --out FILE for a program, --weights FILE, or both")
         if self.out is None:
             of_a_program = {
-                "--inner.num-steps": self.inner_steps,
-                "--threshold": self.threshold,
-                "--seed": self.seed or None,
+                "--inner.num-steps": how.inner_steps,
+                "--threshold": how.threshold,
+                "--seed": how.seed or None,
             }
             for flag, value in of_a_program.items():
                 if value is not None:
@@ -84,23 +74,15 @@ class Export:
             raise UserError("--half: expected --weights FILE with it, got none")
         if len(targets) == 2 and targets[0].resolve() == targets[1].resolve():
             raise UserError(f"--out and --weights name the same file, {self.out}")
-        for flag, value in (
-            ("--inner.num-steps", self.inner_steps),
-            ("--inner.num-starts", self.num_starts),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{flag}: expected at least 1, got {value}")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
+        how.check()
         for path in targets:
             # os.path says of names that no file can have that they do not exist; pathlib raises.
             if os.path.isdir(path):
                 raise UserError(f"{path} is a folder; name a file")
-            if os.path.exists(path) and not self.overwrite:
-                raise UserError(f"{path} exists; give --overwrite to replace it")
+            check_new(path, overwrite=self.overwrite)
         model: Any = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
-        model = model.with_starts(self.num_starts)
-        model.num_inner_steps(self.inner_steps)
+        model = model.with_starts(how.num_starts)
+        model.num_inner_steps(how.inner_steps)
         if self.weights is not None:
             self._write_weights(self.weights, model)
         if self.out is not None:
@@ -129,11 +111,12 @@ class Export:
         from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
         from msdspn_jax.trained.weights import sees
 
-        steps = model.num_inner_steps(self.inner_steps)
+        how = self.decoding
+        steps = model.num_inner_steps(how.inner_steps)
         if model.task_name == "sets":
             return self._write_set_program(path, model, steps)
         predict = functools.partial(
-            model.predict, model.variables, inner_steps=self.inner_steps, seed=self.seed
+            model.predict, model.variables, inner_steps=how.inner_steps, seed=how.seed
         )
         config: Any = model.config
         facts = {
@@ -142,7 +125,7 @@ class Export:
             "model": config.model,
             "inner_steps": steps,
             "num_starts": config.at_evaluation.get("num_starts"),
-            "seed": self.seed,
+            "seed": how.seed,
             "score": SCORE if model.calibration else NO_PROBABILITY,
             "sees": sees(config),
         }
@@ -150,7 +133,7 @@ class Export:
             path,
             predict,
             size=config.size,
-            threshold=model.threshold if self.threshold is None else self.threshold,
+            threshold=model.threshold if how.threshold is None else how.threshold,
             platforms=self.platforms,
             facts=facts,
         )
@@ -170,18 +153,19 @@ class Export:
     def _write_set_program(self, path: Path, model: Model, steps: int | None) -> None:
         from msdspn_jax.trained import set_program
 
+        how = self.decoding
         config: Any = model.config
-        threshold = model.threshold if self.threshold is None else self.threshold
+        threshold = model.threshold if how.threshold is None else how.threshold
         facts = {
             "source": Path(model.source).name,
             "step": model.step,
             "model": config.model,
             "inner_steps": steps,
             "num_starts": config.at_evaluation.get("num_starts"),
-            "seed": self.seed,
+            "seed": how.seed,
         }
         settings, predict = set_program.save_set_program(
-            path, model, inner_steps=self.inner_steps, seed=self.seed, threshold=threshold,
+            path, model, inner_steps=how.inner_steps, seed=how.seed, threshold=threshold,
             platforms=self.platforms, facts=facts,
         )  # fmt: skip
         shape = ", ".join(map(str, settings["input_shape"]))
@@ -205,7 +189,4 @@ def _megabytes(path: Path) -> str:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    options = tyro.cli(
-        Export, args=argv, prog="msdspn export", description=inspect.cleandoc(Export.__doc__ or "")
-    )
-    return options.execute()
+    return parse(Export, argv, prog="msdspn export", description=Export.__doc__).execute()

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from msdspn_jax import tasks
+from msdspn_jax._options import parse, parse_known
 from msdspn_jax.errors import UserError
 
 HELP = """\
@@ -67,12 +66,12 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help") or "--help" in argv or "-h" in argv:
         print(HELP, end="")
         with contextlib.suppress(SystemExit):
-            tyro.cli(Grid, prog="msdspn grid TASK", args=["--help"])
+            parse(Grid, ["--help"], prog="msdspn grid TASK")
         return 0 if argv else 2
     task, rest = argv[0], argv[1:]
     tasks.load(task)
     task = tasks.canonical(task)
-    options, rest = tyro.cli(Grid, prog=f"msdspn grid {task}", args=rest, return_unknown_args=True)
+    options, rest = parse_known(Grid, rest, prog=f"msdspn grid {task}")
     folder = Path(options.grid_dir or f"runs/{tasks.word(task)}-grid")
     cells = expand(task, rest)
     return run(task, cells, folder, options)
@@ -132,7 +131,7 @@ def _flags(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _config(task: str, cell: Cell, folder: Path) -> Any:
-    from msdspn_jax.commands.train import parse
+    from msdspn_jax.commands.train import parse, parse_known
 
     return parse(task, [*cell.arguments, "--run-dir", str(folder / cell.name), "--resume", "auto"])
 
@@ -192,7 +191,7 @@ def train_cell(task: str, cell: Cell, folder: Path) -> int:
 
 
 def _check_unchanged(task: str, cell: Cell, folder: Path) -> None:
-    from msdspn_jax.commands.train import parse
+    from msdspn_jax.commands.train import parse, parse_known
     from msdspn_jax.trained.run import read_config
     from msdspn_jax.training.run_folder import config_difference
 

@@ -19,6 +19,8 @@ import tyro
 
 from msdspn_jax import trained
 from msdspn_jax._files import as_user_error, write_text
+from msdspn_jax._options import parse
+from msdspn_jax.commands.decoding import Decoding, DecodingFlags, check_new
 from msdspn_jax.commands.pictures import (
     Notes,
     Picture,
@@ -33,8 +35,6 @@ from msdspn_jax.errors import UserError
 
 if TYPE_CHECKING:
     from msdspn_jax.clevr.objects import ClevrScene
-
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 _LARGEST = 1e6
 _THREADS = 4
@@ -95,40 +95,31 @@ class Predict:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """Image files, patterns, - (standard input), or folders: then all *.png, *.jpg, *.jpeg, *.webp
     and *.bmp in them (not deeper)."""
-    out: OptionalPath = None
+    out: Path | None = None
     """Folder to write to: predictions.json and pictures/. Needed without --json."""
     json: bool = False
     """Write the predictions to standard output as JSON, and nothing else there."""
-    run: OptionalPath = None
+    run: Path | None = None
     """A run folder of msdspn train clevr."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
-    weights: OptionalPath = None
+    weights: Path | None = None
     """A safetensors file of msdspn export --weights."""
-    program: OptionalPath = None
+    program: Path | None = None
     """A program of msdspn export --out; its inner steps and seed are fixed. It is native code: run
     only what you trust. It gets a process of its own, with limits of time and memory."""
     time_limit: float = 600.0
     """With --program: seconds that a batch may take, compilation included."""
-    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Score above which an element is an object, 0 to 1. Default: the model's own (of the model in
-    the box: where precision and recall are best in balance, F1), 0.5 where it has none."""
-    inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
-    """Inner steps, also more than in training. Default: those the model is evaluated with."""
-    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
-    """Initial sets to descend from, of which the lowest energy counts: better, and as many times
-    the cost. Default: as the model is evaluated."""
-    seed: int = 0
-    """Of random initial sets and slots, where the model has them: the same for every image."""
     batch_size: int = 32
     """Images predicted at once."""
     pictures: bool = True
     """Draw every image with its objects (about half a second each)."""
-    scenes: OptionalPath = None
+    scenes: Path | None = None
     """A scenes file with the true objects of images of these names: average precision by both
     protocols, into scores.json as well, and the truth drawn into the pictures."""
     overwrite: bool = False
     """Replace predictions that are already in the folder."""
+    decoding: DecodingFlags = dataclasses.field(default_factory=Decoding)
 
     def execute(self) -> int:
         """Check the flags, read, predict, write; 1 if a file was skipped."""
@@ -182,37 +173,23 @@ class Predict:
         print(text, file=sys.stderr if self.json else sys.stdout)
 
     def _check(self) -> None:
+        how = self.decoding
         if not self.images:
             raise UserError("no images given; see msdspn predict --help, and predict --data --help")
         if self.out is None and not self.json:
             raise UserError("give --out FOLDER, --json, or both")
-        for flag, value in (
-            ("--batch-size", self.batch_size),
-            ("--inner.num-steps", self.inner_steps),
-            ("--inner.num-starts", self.num_starts),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{flag}: expected at least 1, got {value}")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
+        how.check(program=self.program, batch_size=self.batch_size)
         if not 0 < self.time_limit < float("inf"):
             raise UserError(f"--time-limit: expected a number > 0, got {self.time_limit}")
-        if self.program is not None:
-            given = {"--inner.num-steps": self.inner_steps, "--inner.num-starts": self.num_starts}
-            for flag, value in (given | {"--seed": self.seed or None}).items():
-                if value is not None:
-                    raise UserError(f"{flag}: fixed in a program when it was exported")
         if self.out is None:
             return
         # os.path says of names that no file can have that they do not exist; pathlib raises.
         if os.path.exists(self.out) and not os.path.isdir(self.out):
             raise UserError(f"{self.out} is a file; --out needs a folder")
-        if os.path.exists(self.out / "predictions.json") and not self.overwrite:
-            raise UserError(
-                f"{self.out / 'predictions.json'} exists; give --overwrite to replace it"
-            )
+        check_new(self.out / "predictions.json", overwrite=self.overwrite)
 
     def _predictor(self) -> Predictor:
+        how = self.decoding
         if self.program is not None:
             return self._isolated(self.program)
         from msdspn_jax._cache import compiled_once
@@ -220,49 +197,50 @@ class Predict:
         from msdspn_jax.trained.weights import sees
 
         found: Any = trained.find(run=self.run, weights=self.weights, checkpoint=self.checkpoint)
-        found = found.with_starts(self.num_starts)
+        found = found.with_starts(how.num_starts)
         config: Any = found.config
         score = SCORE if found.calibration else NO_PROBABILITY
-        if found.calibration and (self.inner_steps or self.num_starts):
+        if found.calibration and (how.inner_steps or how.num_starts):
             score += "; fitted with the inner steps and initial sets of the model, not with these"
         facts = {
             "source": in_utf8(found.source),
             "model": config.model,
             "step": found.step,
-            "inner_steps": found.num_inner_steps(self.inner_steps),
+            "inner_steps": found.num_inner_steps(how.inner_steps),
             "num_starts": config.at_evaluation.get("num_starts"),
-            "seed": self.seed,
+            "seed": how.seed,
             "size": config.size,
             "sees": sees(config),
             "score": score,
         }
         run = compiled_once(
-            functools.partial(found.predict, inner_steps=self.inner_steps, seed=self.seed),
+            functools.partial(found.predict, inner_steps=how.inner_steps, seed=how.seed),
             "predict",
             found.task_name,
             config.to_dict(),
             found.calibration,
-            self.inner_steps,
-            self.seed,
+            how.inner_steps,
+            how.seed,
         )
 
         def predict(images: Any) -> Callable[[], np.ndarray]:
             return functools.partial(np.asarray, run(found.variables, images))
 
-        threshold = found.threshold if self.threshold is None else self.threshold
+        threshold = found.threshold if how.threshold is None else how.threshold
         return Predictor(predict, config.size, threshold, facts)
 
     def _isolated(self, path: Path) -> Predictor:
         from msdspn_jax.trained.calibration import NO_PROBABILITY
         from msdspn_jax.trained.isolated import IsolatedProgram
 
+        how = self.decoding
         trained.check_one(run=self.run, weights=self.weights, program=path)
         program = IsolatedProgram(path, time_limit=self.time_limit)
         settings = program.settings
         names = ("model", "step", "inner_steps", "num_starts", "seed", "size", "sees")
         facts = {"source": in_utf8(program.source)} | {k: settings.get(k) for k in names}
         facts["score"] = settings.get("score", NO_PROBABILITY)
-        threshold = settings["threshold"] if self.threshold is None else self.threshold
+        threshold = settings["threshold"] if how.threshold is None else how.threshold
         return Predictor(
             lambda images: program.predict(images).result,
             settings["size"],
@@ -473,12 +451,7 @@ def main(argv: list[str]) -> int:
             from msdspn_jax.commands import predict_sets
 
             return predict_sets.main(argv)
-    options = tyro.cli(
-        Predict,
-        args=argv,
-        prog="msdspn predict",
-        description=_description(argv),
-    )
+    options = parse(Predict, argv, prog="msdspn predict", description=_description(argv))
     # Names may have letters that the terminal's encoding does not.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:

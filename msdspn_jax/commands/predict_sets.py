@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import io
 import os
 import sys
@@ -15,11 +14,11 @@ import tyro
 
 from msdspn_jax import trained
 from msdspn_jax._files import as_user_error, write_bytes
+from msdspn_jax._options import parse
 from msdspn_jax._progress import ProgressBar
+from msdspn_jax.commands.decoding import Decoding, DecodingFlags, check_new
 from msdspn_jax.commands.pictures import printable
 from msdspn_jax.errors import UserError
-
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,30 +42,22 @@ class PredictSets:
     training; a .json file in COCO's format; or, where inputs are images, a folder of images."""
     out: Path
     """The .npz file to write."""
-    run: OptionalPath = None
+    run: Path | None = None
     """A run folder of msdspn train sets."""
-    weights: OptionalPath = None
-    """A safetensors file of msdspn export --weights."""
-    program: OptionalPath = None
-    """A program of msdspn export --out; its inner steps and seed are fixed. It is native code: run
-    only what you trust. It gets a process of its own, with limits of time and memory."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
+    weights: Path | None = None
+    """A safetensors file of msdspn export --weights."""
+    program: Path | None = None
+    """A program of msdspn export --out; its inner steps and seed are fixed. It is native code: run
+    only what you trust. It gets a process of its own, with limits of time and memory."""
     image_dir: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """With a .json file: the folder of its images."""
-    threshold: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Presence above which an element is predicted, 0 to 1. Default: 0.5, or the program's."""
-    inner_steps: Annotated[int | None, tyro.conf.arg(name="inner.num-steps", metavar="INT")] = None
-    """Inner steps, also more than in training. Default: those the model is evaluated with."""
-    num_starts: Annotated[int | None, tyro.conf.arg(name="inner.num-starts", metavar="INT")] = None
-    """Initial sets to descend from, of which the lowest energy counts: better, and as many times
-    the cost. Default: as the model is evaluated."""
-    seed: int = 0
-    """Of random initial sets, where the model has them: the same for every input."""
     batch_size: int = 64
     """Inputs predicted at once."""
     overwrite: bool = False
     """Replace a file that is already there."""
+    decoding: DecodingFlags = dataclasses.field(default_factory=Decoding)
 
     def execute(self) -> int:
         """Check the flags, read, predict, write; 1 if a file was left out."""
@@ -99,18 +90,19 @@ class PredictSets:
         from msdspn_jax.tasks.sets.scores import PRESENCE_THRESHOLD, averages, predict_all
         from msdspn_jax.tasks.sets.source import load_for_prediction
 
+        how = self.decoding
         enable_compilation_cache()
         model: Any = trained.find(
             run=self.run, weights=self.weights, checkpoint=self.checkpoint, tasks=("sets",)
         )
-        model = model.with_starts(self.num_starts)
+        model = model.with_starts(how.num_starts)
         form = model.config.form
         arrays, files, unread, no_scores = load_for_prediction(
             self.data, form, images=self.image_dir
         )
         found, scores = predict_all(
-            model.predictor, model.variables, arrays, jax.random.key(self.seed),
-            inner_steps=self.inner_steps, batch_size=self.batch_size, key_each=False,
+            model.predictor, model.variables, arrays, jax.random.key(how.seed),
+            inner_steps=how.inner_steps, batch_size=self.batch_size, key_each=False,
         )  # fmt: skip
         if no_scores is not None:
             print(f"msdspn predict: no scores: {printable(no_scores)}", file=sys.stderr)
@@ -167,16 +159,17 @@ class PredictSets:
         threshold: float,
     ) -> dict[str, np.ndarray]:
         """With the mask, and the names of features and files."""
+        how = self.decoding
         sets = found["sets"]
         # Where one number of a set is not finite, none of its elements is taken to be there.
         found["mask"] = np.tile(np.all(np.isfinite(sets), (1, 2))[:, None], sets.shape[1])
         if "presence" in found:
-            chosen = threshold if self.threshold is None else self.threshold
+            chosen = threshold if how.threshold is None else how.threshold
             found["mask"] &= found["presence"] > chosen
-        elif self.threshold is not None:
+        elif how.threshold is not None:
             raise UserError(
                 "--threshold: expected none, as all sets of this model are of one size, got"
-                f" {self.threshold}"
+                f" {how.threshold}"
             )
         found["names"] = np.array(names)
         if files is not None:
@@ -184,30 +177,17 @@ class PredictSets:
         return found
 
     def _check(self) -> None:
+        how = self.decoding
         given = {"run": self.run, "weights": self.weights, "program": self.program}
         trained.check_one(**given)
         if not any(given.values()):
             raise UserError(
                 "--run: expected a run folder of msdspn train sets, or --weights or --program"
             )
-        if self.program is not None:
-            fixed = {"--inner.num-steps": self.inner_steps, "--inner.num-starts": self.num_starts}
-            for flag, value in (fixed | {"--seed": self.seed or None}).items():
-                if value is not None:
-                    raise UserError(f"{flag}: fixed in a program when it was exported")
-        for flag, value in (
-            ("--batch-size", self.batch_size),
-            ("--inner.num-steps", self.inner_steps),
-            ("--inner.num-starts", self.num_starts),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{flag}: expected at least 1, got {value}")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"--threshold: expected a number from 0 to 1, got {self.threshold}")
+        how.check(program=self.program, batch_size=self.batch_size)
         if self.out.suffix != ".npz" or os.path.isdir(self.out):
             raise UserError(f"--out: expected the name of an .npz file, got {self.out}")
-        if os.path.exists(self.out) and not self.overwrite:
-            raise UserError(f"{self.out} exists; give --overwrite to replace it")
+        check_new(self.out, overwrite=self.overwrite)
 
 
 def _show(scores: dict[str, float]) -> None:
@@ -222,10 +202,6 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     if "--help" in argv or "-h" in argv:
         argv = ["--help"]
-    options = tyro.cli(
-        PredictSets,
-        args=argv,
-        prog="msdspn predict",
-        description=inspect.cleandoc(PredictSets.__doc__ or ""),
-    )
-    return options.execute()
+    return parse(
+        PredictSets, argv, prog="msdspn predict", description=PredictSets.__doc__
+    ).execute()

@@ -6,11 +6,10 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from msdspn_jax._files import as_user_error, write_bytes, write_text
+from msdspn_jax._options import parse
 from msdspn_jax._progress import ProgressBar
 from msdspn_jax.clevr.objects import MAX_OBJECTS
 from msdspn_jax.errors import UserError
@@ -38,7 +37,7 @@ class Render:
     """Fewest objects of a fresh scene."""
     max_objects: int = MAX_OBJECTS
     """Most objects of a fresh scene."""
-    size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    size: int | None = None
     """Side of the square images, pixels. Default: 128."""
     full: bool = False
     """Render the unsquashed 480x320 image instead; --size does not go with it."""
@@ -175,4 +174,4 @@ class Render:
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    return tyro.cli(Render, args=argv, prog="msdspn render", description=Render.__doc__).run()
+    return parse(Render, argv, prog="msdspn render", description=Render.__doc__).run()

@@ -74,13 +74,12 @@ def _reported() -> list[str]:
 
 
 def _all(argv: list[str]) -> int:
-    import tyro
-
+    from msdspn_jax._options import parse
     from msdspn_jax.tasks import summary
     from msdspn_jax.trained import run
     from msdspn_jax.training.run_folder import finished_runs
 
-    options = tyro.cli(All, prog="msdspn report all", args=argv)
+    options = parse(All, argv, prog="msdspn report all")
     for task, folder in FOLDERS.items():
         if task is None or not hasattr(tasks.load(task), "report"):
             continue

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
     from msdspn_jax.training.run_folder import is_run
 
-    options = tyro.cli(Show, prog="msdspn show", args=argv)
+    options = parse(Show, argv, prog="msdspn show")
     folder = Path(options.run)
     if not is_run(folder):
         runs = sorted(p.parent for p in folder.rglob("config.json"))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
@@ -106,9 +107,7 @@ class Row(NamedTuple):
 
 def report(argv: list[str], runs: Runs) -> int:
     """Run the verb for this task; returns the exit code."""
-    import tyro
-
-    options = tyro.cli(Report, prog="msdspn report random-sets", args=argv)
+    options = parse(Report, argv, prog="msdspn report random-sets")
     rows = collect(options.runs, runs)
     out = options.out
     try:

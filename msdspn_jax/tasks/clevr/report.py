@@ -86,13 +86,12 @@ class Row(NamedTuple):
 
 def report(argv: list[str], runs: Runs) -> int:
     """Run the verb for this task; returns the exit code."""
-    import tyro
-
     from msdspn_jax import plots
     from msdspn_jax._files import write_text
+    from msdspn_jax._options import parse
     from msdspn_jax.clevr import plots as clevr_plots
 
-    options = tyro.cli(Options, prog="msdspn report clevr", args=argv)
+    options = parse(Options, argv, prog="msdspn report clevr")
     rows = collect(options.runs, runs)
     text = table(rows) + inner_steps_table(rows)
     scores = [

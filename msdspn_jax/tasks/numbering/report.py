@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from msdspn_jax._files import write_text
+from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.numbering.config import Config
 from msdspn_jax.tasks.numbering.equivariance import (
@@ -118,9 +119,7 @@ class Cell(NamedTuple):
 
 def report(argv: list[str], runs: Runs) -> int:
     """Collect the runs, write tables and figure; returns the exit code."""
-    import tyro
-
-    options = tyro.cli(Options, prog="msdspn report numbering", args=argv)
+    options = parse(Options, argv, prog="msdspn report numbering")
     folders = finished_runs(options.runs, "numbering")
     scores = [score_run(folder, options.split, runs) for folder in folders]
     if not scores:
