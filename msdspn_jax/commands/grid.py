@@ -131,7 +131,7 @@ def _flags(argv: list[str]) -> dict[str, list[str]]:
 
 
 def _config(task: str, cell: Cell, folder: Path) -> Any:
-    from msdspn_jax.commands.train import parse, parse_known
+    from msdspn_jax.commands.train import parse
 
     return parse(task, [*cell.arguments, "--run-dir", str(folder / cell.name), "--resume", "auto"])
 
@@ -191,7 +191,7 @@ def train_cell(task: str, cell: Cell, folder: Path) -> int:
 
 
 def _check_unchanged(task: str, cell: Cell, folder: Path) -> None:
-    from msdspn_jax.commands.train import parse, parse_known
+    from msdspn_jax.commands.train import parse
     from msdspn_jax.trained.run import read_config
     from msdspn_jax.training.run_folder import config_difference
 
