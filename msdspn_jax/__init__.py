@@ -39,7 +39,7 @@ from msdspn_jax.adjoints import (
     parse_adjoint,
     unrolled,
 )
-from msdspn_jax.box_losses import Costs, Term, box_cost, generalised_iou, set_loss
+from msdspn_jax.box_losses import Costs, Term, box_cost, generalised_iou, iou, set_loss
 from msdspn_jax.clevr.metrics import average_precision
 from msdspn_jax.clevr.objects import ObjectLayout
 from msdspn_jax.descent import (
@@ -129,6 +129,7 @@ __all__ = [
     "generalised_iou",
     "hungarian_loss",
     "identity",
+    "iou",
     "latent_energy",
     "lowest",
     "matched_cost",

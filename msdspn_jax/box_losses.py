@@ -269,6 +269,27 @@ def set_loss(
     return SetLoss(cost, matching, normalise, method)
 
 
+def iou(
+    boxes: Float[AnyArray, "*#batch 4"], others: Float[AnyArray, "*#batch 4"]
+) -> Float[Array, "*any"]:
+    """Intersection over union of boxes (x, y, w, h), centre and size; from 0 to 1.
+
+    A negative width or height counts as zero, and so does the ratio of two boxes without area.
+
+    Args:
+        boxes: [..., 4].
+        others: [..., 4]; the leading axes broadcast, as in `generalised_iou`.
+
+    Example:
+        >>> box = jnp.array([0.5, 0.5, 1.0, 1.0])
+        >>> iou(box, box).item(), iou(box, jnp.array([0.5, 0.5, 1.0, 0.5])).item()
+        (1.0, 0.5)
+    """
+    boxes, others, dtype = _widened(boxes, others)
+    inside, union = _overlap(boxes, others)
+    return _ratio(inside, union).astype(dtype)
+
+
 def generalised_iou(
     boxes: Float[AnyArray, "*#batch 4"], others: Float[AnyArray, "*#batch 4"]
 ) -> Float[Array, "*any"]:
@@ -288,17 +309,28 @@ def generalised_iou(
         >>> generalised_iou(box, box).item(), generalised_iou(box, box + jnp.eye(4)[0]).item()
         (1.0, 0.0)
     """
-    # Areas of 16 bits would leave their range, of boxes in pixels for one.
+    boxes, others, dtype = _widened(boxes, others)
+    (low, high), (other_low, other_high) = _corners(boxes), _corners(others)
+    inside, union = _overlap(boxes, others)
+    around = _area(jnp.minimum(low, other_low), jnp.maximum(high, other_high))
+    return (_ratio(inside, union) - _ratio(around - union, around)).astype(dtype)
+
+
+def _widened(boxes, others):
+    """Both in 32 bits or more, and the dtype of the result: areas of 16 bits, of boxes in pixels
+    for one, would leave their range.
+    """
     dtype = jnp.result_type(boxes, others)
     wide = jnp.promote_types(dtype, jnp.float32)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = wide
-    low, high = _corners(boxes.astype(wide))
-    other_low, other_high = _corners(others.astype(wide))
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return boxes.astype(wide), others.astype(wide), dtype if floating else wide
+
+
+def _overlap(boxes, others):
+    """The area that boxes share, and the area of their union."""
+    (low, high), (other_low, other_high) = _corners(boxes), _corners(others)
     inside = _area(jnp.maximum(low, other_low), jnp.minimum(high, other_high))
-    around = _area(jnp.minimum(low, other_low), jnp.maximum(high, other_high))
-    union = _area(low, high) + _area(other_low, other_high) - inside
-    return (_ratio(inside, union) - _ratio(around - union, around)).astype(dtype)
+    return inside, _area(low, high) + _area(other_low, other_high) - inside
 
 
 def _corners(boxes):

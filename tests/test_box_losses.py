@@ -130,6 +130,19 @@ def test_shapes_that_do_not_fit_are_named(problem):
         ms.box_cost(l1_weight=-1)
 
 
+def test_iou_of_known_boxes():
+    box = jnp.array([0.0, 0.0, 2.0, 2.0])
+    assert ms.iou(box, box) == 1
+    assert ms.iou(box, jnp.array([1.0, 0.0, 2.0, 2.0])) == pytest.approx(1 / 3)
+    assert ms.iou(box, jnp.array([4.0, 0.0, 2.0, 2.0])) == 0
+    assert ms.iou(jnp.zeros(4), jnp.zeros(4)) == 0
+    several = jnp.stack([box, box / 2, jnp.array([1.0, 1.0, 3.0, -1.0])])
+    pairs = ms.iou(several[:, None], several[None])
+    np.testing.assert_allclose(pairs, [[1, 1 / 4, 0], [1 / 4, 1, 0], [0, 0, 0]])
+    large = (100 * several).astype(jnp.float16)
+    np.testing.assert_allclose(ms.iou(large[:, None], large[None]), pairs, atol=1e-3)
+
+
 def test_generalised_iou_of_known_boxes():
     box = jnp.array([0.0, 0.0, 2.0, 2.0])
     assert ms.generalised_iou(box, box) == 1

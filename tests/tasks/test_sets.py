@@ -16,12 +16,13 @@ from training_tasks import compiled_once, no_figures  # noqa: F401
 
 from msdspn_jax import cli
 from msdspn_jax.commands import train as train_command
+from msdspn_jax.descent import Minimum
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.sets import coco, data, source
 from msdspn_jax.tasks.sets.config import Config
 from msdspn_jax.tasks.sets.format import Format
-from msdspn_jax.tasks.sets.model import build_predictor
+from msdspn_jax.tasks.sets.model import Prediction, build_predictor
 from msdspn_jax.tasks.sets.scores import averages, predict_all, score
 
 NUM = 10
@@ -236,9 +237,9 @@ def test_padding_brings_elements_to_the_front_and_says_who_is_too_many():
         data.fitted_inputs(data.check(longer), sets)
 
 
-def configured(kind, tmp_path, **flags):
+def configured(kind, tmp_path, content=None, **flags):
     path = tmp_path / "data.npz"
-    np.savez(path, **arrays(kind))
+    np.savez(path, **(content or arrays(kind)))
     sizes = {"hidden_dim": 8, "latent_dim": 8, "encoder_width": 2, "batch_size": 4}
     return Config(data=str(path), inner=Inner(num_steps=2), **(sizes | flags)).completed()
 
@@ -310,6 +311,37 @@ def test_predictions_are_in_the_units_of_the_data_and_weights_count(tmp_path):
     assert np.isnan([found["loss"], found["error_feature0"]]).all()
     with pytest.raises(UserError, match=r"feature_weights: expected 2 numbers, .* got 3"):
         configured("vectors", tmp_path, feature_weights=(1.0, 1.0, 1.0))
+
+
+def test_boxes_have_iou_and_f1(tmp_path):
+    names = ("x", "y", "w", "h", "kind")
+    boxes = np.array([[0, 0, 2, 2, 1.0], [5, 5, 2, 2, 0.0], [9, 9, 4, 4, 0.0]])
+    content = arrays("vectors", targets=np.tile(boxes, (NUM, 1, 1)), names=np.array(names))
+    config = configured("vectors", tmp_path, content=content)
+    predictor = build_predictor(config)
+    batch = data.fitted(config.load(), config.form)
+    mask, targets = np.arange(3) < np.array([1, 2, 3])[:, None], batch["targets"][:3]
+    # The first box is right, the second a third off, the third shares a seventh with its own.
+    predicted = targets[:, [2, 0, 1]] + 0.0
+    predicted[:, 2, 0] += 1.0
+    predicted[:, 0, :2] += 2.0
+    presence = np.array([[0.9, 0.9, 0.9], [0.1, 0.9, 0.2], [0.9, 0.9, 0.9]])
+    presence[2] = [0.9, 0.9, np.nan]
+    sets = predictor.scaled(targets, mask)[:, [2, 0, 1]]
+    minimum = Minimum(sets, None, None, None, None)
+    found = jax.jit(lambda *x: score(predictor, Prediction(*x), targets, mask))(
+        predicted, presence, minimum
+    )
+    np.testing.assert_allclose(found["iou"], [1, 1 + 1 / 3, 1 + 1 / 3 + 1 / 7], rtol=1e-6)
+    np.testing.assert_array_equal(found["boxes_predicted"], [3, 1, 2])
+    np.testing.assert_array_equal(found["boxes_found"], [1, 1, 1])
+    means = averages({name: np.asarray(x) for name, x in found.items()})
+    assert means["f1"] == pytest.approx(2 * 3 / (6 + 6))
+    assert means["iou"] == pytest.approx((3 + 2 / 3 + 1 / 7) / 6)
+    predicted[:, 0, 4] = np.nan
+    diverged = Prediction(predicted, presence, minimum)
+    found = score(predictor, diverged, targets, mask)
+    assert not np.any([found["iou"], found["boxes_predicted"], found["boxes_found"]])
 
 
 # --- COCO ---

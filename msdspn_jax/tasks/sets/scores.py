@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from msdspn_jax._check import AnyArray
 from msdspn_jax._cores import compiler_options
+from msdspn_jax.box_losses import iou
 from msdspn_jax.losses import pairwise_smooth_l1
 from msdspn_jax.matching import INVALID, assign
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
@@ -22,6 +23,8 @@ from msdspn_jax.tasks.sets.model import Prediction, Predictor
 from msdspn_jax.training.task import Variables
 
 PRESENCE_THRESHOLD = 0.5
+FOUND_IOU = 0.5
+"""A box is found by one that it shares so much of their union with."""
 _LISTED = 16
 """Errors are given by feature, up to so many of them."""
 _SHOWN = 8
@@ -96,6 +99,10 @@ def score(
     ``error_NAME``: absolute error of a feature, in the units of the data, summed over the elements
     of the target and those matched to them, NaN where the prediction is not finite; ``error``, the
     mean of all features, where there are too many to list. ``elements``: of the target.
+
+    Where the first four features are a box: ``iou`` with the boxes matched to those of the target,
+    summed; ``boxes_predicted``; and ``boxes_found``, pairs of a predicted and a target box, each in
+    one pair at most, whose IoU is at least `FOUND_IOU`.
     """
     form = predictor.config.form
     found = {"loss": predictor.distance(prediction, targets, mask)}
@@ -111,9 +118,27 @@ def score(
     errors = jnp.where(there[..., None], jnp.abs(prediction.sets - other), 0).sum(1)
     errors = jnp.where(jnp.any(matched == INVALID, 1)[:, None], jnp.nan, errors)
     found["elements"] = jnp.sum(mask, -1)
+    if form.names[:4] in BOX_NAMES:
+        found |= _box_scores(prediction, targets, mask, matched, other)
     if form.set_dim > _LISTED:
         return found | {"error": errors.mean(-1)}
     return found | {f"error_{name}": errors[:, i] for i, name in enumerate(form.names)}
+
+
+def _box_scores(prediction, targets, mask, matched, other):
+    boxes, finite = prediction.sets[..., :4], jnp.isfinite(prediction.sets).all((1, 2))
+    there = jnp.broadcast_to(finite[:, None], matched.shape)
+    if prediction.presence is not None:
+        there &= prediction.presence > PRESENCE_THRESHOLD
+    overlap = jnp.where(matched >= 0, iou(boxes, other[..., :4]), 0)
+    near = iou(boxes[:, :, None], targets[:, None, :, :4]) >= FOUND_IOU
+    pairs = assign(~near, mask=(there, mask))
+    found = jnp.take_along_axis(near, jnp.maximum(pairs, 0)[..., None], axis=2)[..., 0]
+    return {
+        "iou": jnp.where(finite, overlap.sum(1), 0),
+        "boxes_predicted": there.sum(1),
+        "boxes_found": (found & (pairs >= 0)).sum(1),
+    }
 
 
 def evaluate(
@@ -127,12 +152,18 @@ def evaluate(
 
 
 def averages(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The mean of every score over the sets; of errors over the elements, if there is one."""
-    of_errors = {name: x for name, x in scores.items() if name.split("_")[0] == "error"}
-    elements = np.sum(scores["elements"])
-    found = means({k: x for k, x in scores.items() if k != "elements" and k not in of_errors})
-    if elements:
-        found |= {name: float(np.sum(x, dtype=float) / elements) for name, x in of_errors.items()}
+    """The mean of every score over the sets; of errors and IoU over the elements, if there is one;
+    of boxes ``f1``, twice those found as a share of all predicted and all true ones.
+    """
+    sums = {name: np.sum(x, dtype=float) for name, x in scores.items()}
+    per_element = [name for name in scores if name.split("_")[0] in ("error", "iou")]
+    counts = ("elements", "boxes_predicted", "boxes_found")
+    found = means({k: x for k, x in scores.items() if k not in (*counts, *per_element)})
+    if sums["elements"]:
+        found |= {name: float(sums[name] / sums["elements"]) for name in per_element}
+        if "boxes_found" in sums:
+            both = sums["boxes_predicted"] + sums["elements"]
+            found["f1"] = float(2 * sums["boxes_found"] / both)
     return found
 
 
