@@ -4,9 +4,9 @@
 # record (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at
 # will.
 #
-#   experiments/class_specific_numbering/run.sh [PART ...]
+#   experiments/class_specific_numbering/run.sh [PART or RUN ...]
 #
-# Default: tenth averaged published others more.
+# Default: tenth averaged published others more. RUN: one of their runs, such as idspn-averaged-s0.
 #
 # 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that.
 # The steps of the baselines are a guess at equal processor time, to be set by the first runs.
@@ -18,7 +18,7 @@ RUNS=${RUNS:-runs/numbering}
 RECORDS=${RECORDS:-experiments/class_specific_numbering/runs}
 
 train() { # name, flags
-  if [[ -e $RECORDS/$1/metrics.jsonl ]]; then return; fi
+  if [[ -n $only && $1 != "$only" || -e $RECORDS/$1/metrics.jsonl ]]; then return; fi
   $MSDSPN train numbering --test-size 6400 --val-size 1280 --no-tensorboard --resume auto \
     --run-dir "$RUNS/$1" "${@:2}"
   # Scores of the test split are kept beside the run, then with its record.
@@ -37,7 +37,10 @@ train() { # name, flags
 linear=(--outer.schedule linear --learning-rate 0.003)
 tenth=(--steps 5000 --evaluate-every 500 --checkpoint-every 250)
 
-for part in "${@:-tenth averaged published others more}"; do
+parts="tenth averaged published others more" only=
+for part in "${@:-$parts}"; do
+  # The name of a run ends in that of its seed; of all parts, that run alone.
+  if [[ $part == *-s[0-9] ]]; then only=$part part=$parts; else only=; fi
   for word in $part; do
     case $word in
       tenth) # of the published steps, two seeds

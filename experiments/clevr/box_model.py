@@ -54,7 +54,7 @@ def scenes_of(found):
     names = {
         "procedural": "fresh procedural scenes",
         "other": "scenes rendered by Blender",
-        "odd": "of them, every other one",
+        "odd": "of them, to which the renderer was not fitted",
     }
     return {k: f"{found[k]['num']:,} {name}" for k, name in names.items() if k in found}
 
@@ -89,14 +89,21 @@ def in_short(model, found, hours):
     shown = [name for name in names if name in found]
     config = model.config
     starts = config.inner.eval_num_starts or 1
-    scores = {name: found[name]["by_starts"][starts] for name in shown}
+    scores = {name: found[name]["by_starts"][starts] for name in found if name in (*names, "odd")}
+    ours = {
+        name: ", ".join(f"{100 * of[f'ap_{t}']:.1f}" for t in THRESHOLDS[2:5])
+        for name, of in scores.items()
+    }
+    if "odd" in found:
+        names["other"] = f"{found['other']['num']} {names['other']}"
+        ours["other"] += f"; {found['odd']['num']} to which the renderer was not fitted: {ours['odd']}"
     return [
         Result(
             "[CLEVR](experiments/clevr/README.md), three to ten objects: average precision per"
             f" image at {', '.join(THRESHOLDS[2:5])} CLEVR units, %, iDSPN",
             names[name],
             "98.2, 95.8, 76.9 (the real data set)" if name == shown[0] else "",
-            ", ".join(f"{100 * scores[name][f'ap_{t}']:.1f}" for t in THRESHOLDS[2:5]),
+            ours[name],
             f"{config.size} x {config.size} pixels{', not 128' * (config.size != 128)}; encoder of"
             f" width {config.encoder_width}, not 64; {model.step:,} steps of {config.batch_size},"
             f" not 54,700; decoded {'once' if starts == 1 else f'from {starts} initial sets'} with"

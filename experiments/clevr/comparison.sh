@@ -16,7 +16,7 @@ cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
 PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/clevr-comparison}
-RECORDS=${RECORDS:-experiments/clevr/runs}
+RECORDS=${RECORDS:-experiments/clevr/comparison_runs}
 STEPS=${STEPS:-2300}
 
 images=(--size 64 --encoder-width 32 --batch-size 128 --test-size 2000 --no-tensorboard)

@@ -30,7 +30,14 @@ def _adjoint(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     )
 
 
-def parse(config_type: type[Config], argv: list[str], *, prog: str, default: Any = None) -> Config:
+def parse(
+    config_type: type[Config],
+    argv: list[str],
+    *,
+    prog: str,
+    description: str | None = None,
+    default: Any = None,
+) -> Config:
     """The configuration that ``argv`` asks for.
 
     Shows help, or which flag there is not, and exits where there is reason to.
@@ -39,6 +46,7 @@ def parse(config_type: type[Config], argv: list[str], *, prog: str, default: Any
         config_type: a task's ``Config``.
         argv: the flags.
         prog: the command, for the help text.
+        description: of the help. Default: the docstring of ``config_type``.
         default: values of the flags that are not given. Default: those of ``config_type``.
 
     Raises:
@@ -46,7 +54,7 @@ def parse(config_type: type[Config], argv: list[str], *, prog: str, default: Any
             now.
     """
     _refuse_renamed(config_type, argv)
-    return _options.parse(config_type, argv, prog=prog, default=default)
+    return _options.parse(config_type, argv, prog=prog, description=description, default=default)
 
 
 def _refuse_renamed(config_type: type[Any], argv: list[str]) -> None:

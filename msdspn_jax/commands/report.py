@@ -25,13 +25,14 @@ Tasks: {tasks}
 
 @dataclass(frozen=True, kw_only=True)
 class All:
-    """Every table and figure from the runs there are, and the README's summary from them.
+    """Every table and figure of experiments/ from the runs there are, and the README's summary.
 
     A task without finished runs keeps the tables that it has.
     """
 
-    runs: Path = Path("runs")
-    """Folder to search for finished runs, at any depth."""
+    runs: Path | None = None
+    """Folder to search for finished runs, at any depth. Default: the records that are kept beside
+    each report, EXPERIMENTS/*/runs."""
     experiments: Path = Path("experiments")
     """Where the reports go, a folder a task; each has its part of the summary, summary.json."""
     readme: Path = Path("README.md")
@@ -83,9 +84,11 @@ def _all(argv: list[str]) -> int:
     for task, folder in FOLDERS.items():
         if task is None or not hasattr(tasks.load(task), "report"):
             continue
-        if not finished_runs(options.runs, task):
+        out = options.experiments / folder
+        runs = options.runs or out / "runs"
+        if not finished_runs(runs, task):
             continue
-        flags = ["--runs", str(options.runs), "--out", str(options.experiments / folder)]
+        flags = ["--runs", str(runs), "--out", str(out)]
         tasks.load(task).report(flags, run)
     results = summary.read_results(options.experiments / folder for folder in FOLDERS.values())
     if not results:

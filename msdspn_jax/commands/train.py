@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import os
 import signal
 import sys
@@ -37,6 +38,9 @@ Examples:
   msdspn train random-sets --distributed             all machines of a SLURM job or TPU pod
 
 """
+RECIPE_HELP = """\
+--recipe NAME takes settings from one of the task's recipes ({names}), or from a .toml file; flags
+beside it win."""
 AFTERWARDS = "Afterwards:   msdspn show RUN\n"
 # The package of that name; msdspn-jax needs only the one that writes its files.
 WATCH = "Watch a run:  tensorboard --logdir RUN\n"
@@ -89,9 +93,12 @@ def parse(name: str, argv: list[str]) -> Any:
         default = dataclasses.replace(saved, run=run, devices=Devices())
     if recipe is not None:
         default = recipes.read(module, recipe, default=default)
+    known = ", ".join(recipes.names(module)) or "it has none"
+    text = f"{inspect.getdoc(module.Config) or ''}\n\n{RECIPE_HELP.format(names=known)}"
     config = flags.parse(
-        module.Config, argv, prog=f"msdspn train {tasks.word(name)}", default=default
-    )
+        module.Config, argv, prog=f"msdspn train {tasks.word(name)}", description=text,
+        default=default,
+    )  # fmt: skip
     config = config.completed()
     if config.run.resume and config.run.dir is None:
         raise UserError("--resume needs --run-dir RUN: which run to go on with")

@@ -172,7 +172,11 @@ def published_inner(experiment: str, model: str) -> Inner:
             projection="simplex",
             proximity=0.0,
         ),
-        "clevr": Inner(momentum=None if implicit else 0.5, max_grad_norm=10.0, late_num_steps=40),
+        "clevr": Inner(
+            momentum=None if implicit else 0.5,
+            max_grad_norm=10.0 if implicit else None,
+            late_num_steps=40,
+        ),
         "sets": Inner(momentum=None if implicit else 0.5, max_grad_norm=10.0),
     }[experiment]
     adjoint = Inner(adjoint=identity() if implicit else unrolled())

@@ -53,8 +53,8 @@ class Report:
 
     runs: Path = Path("runs")
     """Folder to search for finished runs, at any depth."""
-    out: Path = Path("experiments/random_sets")
-    """Where the report goes."""
+    out: Path | None = None
+    """Where the report goes. Default: RUNS/report."""
 
 
 class Row(NamedTuple):
@@ -109,7 +109,7 @@ def report(argv: list[str], runs: Runs) -> int:
     """Run the verb for this task; returns the exit code."""
     options = parse(Report, argv, prog="msdspn report random-sets")
     rows = collect(options.runs, runs)
-    out = options.out
+    out = options.out or options.runs / "report"
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = tables(rows)

@@ -61,8 +61,8 @@ class Options:
 
     runs: Path = Path("runs")
     """Folder to search for runs, at any depth."""
-    out: Path = Path("experiments/clevr")
-    """Where the report goes."""
+    out: Path | None = None
+    """Where the report goes. Default: RUNS/report."""
 
 
 class Row(NamedTuple):
@@ -92,6 +92,7 @@ def report(argv: list[str], runs: Runs) -> int:
     from msdspn_jax.clevr import plots as clevr_plots
 
     options = parse(Options, argv, prog="msdspn report clevr")
+    out = options.out or options.runs / "report"
     rows = collect(options.runs, runs)
     text = table(rows) + inner_steps_table(rows)
     scores = [
@@ -104,23 +105,23 @@ def report(argv: list[str], runs: Runs) -> int:
         for row in rows
     ]
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_text(options.out / "results.md", text)
-        write_text(options.out / "results.json", json.dumps(scores, indent=1) + "\n")
-        write_results(options.out, summary(rows))
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "results.md", text)
+        write_text(out / "results.json", json.dumps(scores, indent=1) + "\n")
+        write_results(out, summary(rows))
         figure = clevr_plots.curves_by_model({row.label: row.curves for row in rows})
-        plots.save(figure, options.out / "curves.png")
+        plots.save(figure, out / "curves.png")
         learning = {row.label: row.learning for row in rows if row.learning}
         if learning:
             label = "validation AP0.5, % (per image)"
             figure = plots.learning_curves(learning, ylabel=label, percent=True)
-            plots.save(figure, options.out / "learning.png")
+            plots.save(figure, out / "learning.png")
     except OSError as error:
         raise UserError(
-            f"--out: expected a folder that can be written, got {options.out} ({error.strerror})"
+            f"--out: expected a folder that can be written, got {out} ({error.strerror})"
         ) from error
     print(text)
-    print(f"written to {options.out}")
+    print(f"written to {out}")
     return 0
 
 

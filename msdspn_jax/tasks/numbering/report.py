@@ -70,9 +70,9 @@ class Options:
 
     runs: Path = Path("runs")
     """Folder to search for finished runs of this task."""
-    out: Path = Path("experiments/class_specific_numbering")
+    out: Path | None = None
     """Where to write results.md, results.json and summary.json, accuracy_*.png and learning_*.png
-    for every size of the problem (and equivariance.md)."""
+    for every size of the problem (and equivariance.md). Default: RUNS/report."""
     split: Literal["test", "val"] = "test"
     """Which split to score the best checkpoint on. Scores are kept in the run folder."""
     equivariance: bool = False
@@ -120,6 +120,7 @@ class Cell(NamedTuple):
 def report(argv: list[str], runs: Runs) -> int:
     """Collect the runs, write tables and figure; returns the exit code."""
     options = parse(Options, argv, prog="msdspn report numbering")
+    out = options.out or options.runs / "report"
     folders = finished_runs(options.runs, "numbering")
     scores = [score_run(folder, options.split, runs) for folder in folders]
     if not scores:
@@ -127,29 +128,29 @@ def report(argv: list[str], runs: Runs) -> int:
             "--runs: expected a folder with finished runs of numbering (train one with 'msdspn "
             f"train numbering --run-dir RUN'), got {options.runs}"
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     groups = group_by_problem(scores)
     text = "\n\n".join(_section(members, options.split) for members in groups.values())
-    _write(options.out / "results.md", text)
-    _write(options.out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
+    _write(out / "results.md", text)
+    _write(out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
     from msdspn_jax import plots
 
     for (set_size, num_classes), members in groups.items():
         ending = f"_n{set_size}_{num_classes}_classes.png"
-        plots.save(accuracy_figure(table(members)), options.out / f"accuracy{ending}")
+        plots.save(accuracy_figure(table(members)), out / f"accuracy{ending}")
         curves = learning(members)
         if curves:
             figure = plots.learning_curves(
                 curves, ylabel="macro accuracy on validation, %", percent=True
             )
-            plots.save(figure, options.out / f"learning{ending}")
-    write_results(options.out, summary(groups))
+            plots.save(figure, out / f"learning{ending}")
+    write_results(out, summary(groups))
     print(text)
     if options.equivariance:
         text = equivariance_table(scores, runs)
-        _write(options.out / "equivariance.md", text)
+        _write(out / "equivariance.md", text)
         print(text)
-    print(f"\nwritten to {options.out}")
+    print(f"\nwritten to {out}")
     return 0
 
 
@@ -404,6 +405,7 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
         size.append(row.training.replace(f"{length}, ", ""))
     published = at_64 and 640 in PUBLISHED.get(row.model, {})
     folder = "experiments/class_specific_numbering"
+    runs = " ".join(dict.fromkeys(score.folder.name for score in members))
     return Result(
         f"[numbering]({folder}/README.md), n = {set_size}{', not 64' * (not at_64)}: macro"
         " accuracy, %",
@@ -412,7 +414,7 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
         str(cell) + more,
         "; ".join([*size, _seeds(str(cell.seeds))]),
         f"{cell.hours * cell.seeds:.2g}",
-        f"{folder}/{'run.sh' if at_64 else 'small.sh'}",
+        f"{folder}/{f'run.sh {runs}' if at_64 else 'small.sh'}",
     )
 
 
