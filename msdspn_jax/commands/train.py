@@ -94,7 +94,8 @@ def parse(name: str, argv: list[str]) -> Any:
     if recipe is not None:
         default = recipes.read(module, recipe, default=default)
     known = ", ".join(recipes.names(module)) or "it has none"
-    text = f"{inspect.getdoc(module.Config) or ''}\n\n{RECIPE_HELP.format(names=known)}"
+    paragraphs = (inspect.getdoc(module.Config) or "").split("\n\n")
+    text = "\n\n".join(" ".join(x.split()) for x in [*paragraphs, RECIPE_HELP.format(names=known)])
     config = flags.parse(
         module.Config, argv, prog=f"msdspn train {tasks.word(name)}", description=text,
         default=default,
