@@ -8,6 +8,7 @@ of native code, talk with the host, and whatever was written for a CPU alone.
 """
 
 import collections
+import datetime
 import functools
 import sys
 from collections.abc import Callable
@@ -391,8 +392,8 @@ them. That shows that it can be written for the platform, with what is listed in
 show that the platform's compiler takes it, or how fast it runs: nothing here was compiled or run
 there.
 
-This page is the output of `python tests/test_lowering.py`, with JAX {version}. The tests of that
-file check the same.
+This page is the output of `python tests/test_lowering.py`, with JAX {version} on {date}. The
+tests of that file check the same, but for the sizes.
 
 - **yes**: lowers. The number is that of operations in the program, its size.
 - **one device**, **shard_map**: as it is, or its batch over an abstract mesh of {devices} devices.
@@ -429,7 +430,11 @@ def words_of(make: Callable[[], Any]) -> str:
 
 def page() -> str:
     cpu_only = ", ".join(f"`{name}`" for name in CPU_ONLY)
-    lines = [HEADER.format(version=jax.__version__, devices=DEVICES, cpu_only=cpu_only)]
+    lines = [
+        HEADER.format(
+            version=jax.__version__, date=datetime.date.today(), devices=DEVICES, cpu_only=cpu_only
+        )
+    ]
     lines += ["| program | " + " | ".join(PLATFORMS) + " | calls of native code |",
               "|---" * (len(PLATFORMS) + 2) + "|"]  # fmt: skip
     for name in ROWS:
