@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from msdspn_jax import trained
 from msdspn_jax._options import parse
 from msdspn_jax.commands.decoding import Decoding, DecodingFlags, check_new
@@ -107,75 +109,54 @@ class Export:
         print(f"{path}: weights, {_megabytes(path)}")
 
     def _write_program(self, path: Path, model: Model) -> None:
-        from msdspn_jax.trained import program
+        from msdspn_jax.trained import program, set_program
         from msdspn_jax.trained.calibration import NO_PROBABILITY, SCORE
         from msdspn_jax.trained.weights import sees
 
         how = self.decoding
-        steps = model.num_inner_steps(how.inner_steps)
+        config: Any = model.config
+        facts = {
+            "source": Path(model.source).name,
+            "step": model.step,
+            "model": config.model,
+            "inner_steps": model.num_inner_steps(how.inner_steps),
+            "num_starts": config.at_evaluation.get("num_starts"),
+            "seed": how.seed,
+        }
+        options: Any = {
+            "threshold": model.threshold if how.threshold is None else how.threshold,
+            "platforms": self.platforms,
+            "facts": facts,
+        }
         if model.task_name == "sets":
-            return self._write_set_program(path, model, steps)
-        predict = functools.partial(
-            model.predict, model.variables, inner_steps=how.inner_steps, seed=how.seed
-        )
-        config: Any = model.config
-        facts = {
-            "source": Path(model.source).name,
-            "step": model.step,
-            "model": config.model,
-            "inner_steps": steps,
-            "num_starts": config.at_evaluation.get("num_starts"),
-            "seed": how.seed,
-            "score": SCORE if model.calibration else NO_PROBABILITY,
-            "sees": sees(config),
-        }
-        settings = program.save_program(
-            path,
-            predict,
-            size=config.size,
-            threshold=model.threshold if how.threshold is None else how.threshold,
-            platforms=self.platforms,
-            facts=facts,
-        )
+            kind, form = config.form.kind, config.form
+            settings, predict = set_program.save_set_program(
+                path, model, inner_steps=how.inner_steps, seed=how.seed, **options
+            )
+            scale = np.array([*form.scale, 1.0][: form.width])
+        else:
+            kind, scale = "images", np.ones(())
+            predict = functools.partial(
+                model.predict, model.variables, inner_steps=how.inner_steps, seed=how.seed
+            )
+            facts["score"] = SCORE if model.calibration else NO_PROBABILITY
+            facts["sees"] = sees(config)
+            settings = program.save_program(path, predict, size=config.size, **options)
+        arguments = program.noise(settings)
+        if kind != "images":
+            arguments[0] = arguments[0] * form.input_scale + form.input_shift
+            arguments[0] = arguments[0].astype(np.float32)
+        shape = ", ".join(map(str, arguments[0].shape[1:]))
         print(
-            f"{path}: program for {', '.join(settings['platforms'])}, images of {config.size} x"
-            f" {config.size}, any batch, {_megabytes(path)}"
+            f"{path}: program for {', '.join(settings['platforms'])}, {kind} [any batch, {shape}],"
+            f" {_megabytes(path)}"
         )
-        if self.check:
-            gap = program.difference(program.load_program(path), predict)
-            print(f"checked: differs from the model by at most {gap:.1e} on two images of noise")
-            if not gap < 1e-3:
-                raise UserError(
-                    f"{path}: the program's predictions differ from the model's by {gap:.1e};"
-                    " it was written, do not trust it"
-                )
-
-    def _write_set_program(self, path: Path, model: Model, steps: int | None) -> None:
-        from msdspn_jax.trained import set_program
-
-        how = self.decoding
-        config: Any = model.config
-        threshold = model.threshold if how.threshold is None else how.threshold
-        facts = {
-            "source": Path(model.source).name,
-            "step": model.step,
-            "model": config.model,
-            "inner_steps": steps,
-            "num_starts": config.at_evaluation.get("num_starts"),
-            "seed": how.seed,
-        }
-        settings, predict = set_program.save_set_program(
-            path, model, inner_steps=how.inner_steps, seed=how.seed, threshold=threshold,
-            platforms=self.platforms, facts=facts,
-        )  # fmt: skip
-        shape = ", ".join(map(str, settings["input_shape"]))
-        print(
-            f"{path}: program for {', '.join(settings['platforms'])}, {settings['kind']}"
-            f" [any batch, {shape}], {_megabytes(path)}"
-        )
-        if self.check:
-            gap = set_program.largest_difference(path, model, predict)
-            print(f"checked: differs from the model by at most {gap:.1e} on two random inputs")
+        if self.check and program.platform_here() not in settings["platforms"]:
+            print(f"not checked: this machine has {program.platform_here()}")
+        elif self.check:
+            made = program.load_program(path, task=model.task_name)
+            gap = float((program.difference(made, predict, arguments) / scale).max())
+            print(f"checked: differs from the model by at most {gap:.1e} on two inputs of noise")
             if not gap < 1e-3:
                 raise UserError(
                     f"{path}: the program's predictions differ from the model's by {gap:.1e};"

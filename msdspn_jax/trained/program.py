@@ -222,15 +222,20 @@ def load_program(path: str | Path, *, task: str = "clevr") -> Program:
         ) from error
     if problem is not None:
         raise UserError(f"{path}: refused, no export of msdspn_jax has {problem}")
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform == "cuda" and "rocm" in jax.devices()[0].client.platform_version.lower():
-        platform = "rocm"
+    platform = platform_here()
     if platform not in exported.platforms:
         raise UserError(
             f"{path}: the program is for {', '.join(exported.platforms)}, this machine has"
             f" {platform}; JAX_PLATFORMS={exported.platforms[0]} may do"
         )
     return Program(exported.call, settings, str(path))
+
+
+def platform_here() -> str:
+    """The platform of this machine, by the name that programs have for it."""
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    rocm = platform == "cuda" and "rocm" in jax.devices()[0].client.platform_version.lower()
+    return "rocm" if rocm else platform
 
 
 def signature(settings: dict[str, Any]) -> Signature:
@@ -402,13 +407,24 @@ def layout_settings() -> dict[str, Any]:
     }
 
 
-def difference(program: Program, predict: Predict, *, batch: int = 2) -> float:
-    """Largest absolute difference between program and model, on images of noise, on this device.
+def noise(settings: dict[str, Any], *, batch: int = 2) -> list[np.ndarray]:
+    """Inputs of a program: pixels and numbers at random, all elements of a set there."""
+    rng, arguments = np.random.default_rng(0), []
+    for dtype, shape in signature(settings).inputs:
+        if dtype == np.uint8:
+            arguments.append(rng.integers(0, 256, (batch, *shape), np.uint8))
+        elif dtype == np.bool_:
+            arguments.append(np.ones((batch, *shape), bool))
+        else:
+            arguments.append(rng.normal(size=(batch, *shape)).astype(dtype))
+    return arguments
+
+
+def difference(program: Program, predict: Predict, arguments: Sequence[np.ndarray]) -> np.ndarray:
+    """Largest absolute difference between program and model by feature, on this device.
 
     For a minimiser that has not converged, rounding can grow with every inner step: expect about
     1e-6 where the program runs on what it was traced on, more across devices.
     """
-    size = program.settings["size"]
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-    pair = [np.asarray(jax.jit(f)(images)) for f in (program.predict, predict)]
-    return float(np.abs(pair[0] - pair[1]).max())
+    pair = [np.asarray(jax.jit(f)(*arguments)) for f in (program.predict, predict)]
+    return np.abs(pair[0] - pair[1]).max((0, 1))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from msdspn_jax.trained.program import FORMAT, PLATFORMS, lower, write_program
@@ -119,23 +118,3 @@ def save_set_program(
     }
     write_program(path, exported, settings, EXAMPLE)
     return settings, predict
-
-
-def largest_difference(path: str | Path, model: Model, predict: Any) -> float:
-    """Between the program as it was written and the function, on two random inputs."""
-    import zipfile
-
-    form = model.config.form  # type: ignore[attr-defined]
-    rng = np.random.default_rng(0)
-    if form.kind == "images":
-        arguments = [rng.integers(0, 256, (2, *form.input_shape), np.uint8)]
-    else:
-        noise = rng.normal(size=(2, *form.input_shape)) * form.input_scale + form.input_shift
-        arguments = [noise.astype(np.float32)]
-    if form.kind == "sets":
-        arguments.append(np.ones((2, form.input_shape[0]), bool))
-    with zipfile.ZipFile(path) as archive:
-        program = export.deserialize(bytearray(archive.read("model.jax_export")))
-    pair = [np.asarray(jax.jit(f)(*arguments)) for f in (program.call, predict)]
-    scale = np.array([*form.scale, 1.0][: form.width])
-    return float(np.abs((pair[0] - pair[1]) / scale).max())
