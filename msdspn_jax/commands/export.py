@@ -128,14 +128,18 @@ class Export:
             "platforms": self.platforms,
             "facts": facts,
         }
+        # Of models of one's own data: noise is put into the units of their inputs, and errors are in
+        # deviations of their features.
+        shift, spread, scale = 0.0, 1.0, np.ones(())
         if model.task_name == "sets":
-            kind, form = config.form.kind, config.form
+            form = config.form
+            if form.kind != "images":
+                shift, spread = np.array(form.input_shift), np.array(form.input_scale)
             settings, predict = set_program.save_set_program(
                 path, model, inner_steps=how.inner_steps, seed=how.seed, **options
             )
             scale = np.array([*form.scale, 1.0][: form.width])
         else:
-            kind, scale = "images", np.ones(())
             predict = functools.partial(
                 model.predict, model.variables, inner_steps=how.inner_steps, seed=how.seed
             )
@@ -143,10 +147,8 @@ class Export:
             facts["sees"] = sees(config)
             settings = program.save_program(path, predict, size=config.size, **options)
         arguments = program.noise(settings)
-        if kind != "images":
-            arguments[0] = arguments[0] * form.input_scale + form.input_shift
-            arguments[0] = arguments[0].astype(np.float32)
-        shape = ", ".join(map(str, arguments[0].shape[1:]))
+        arguments[0] = (arguments[0] * spread + shift).astype(arguments[0].dtype)
+        kind, shape = settings.get("kind", "images"), ", ".join(map(str, arguments[0].shape[1:]))
         print(
             f"{path}: program for {', '.join(settings['platforms'])}, {kind} [any batch, {shape}],"
             f" {_megabytes(path)}"
