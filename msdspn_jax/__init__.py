@@ -19,8 +19,7 @@ dot marks a tangent: Ẏ is the derivative of Y along a change θ̇ of the param
                                                         `neumann`, `conjugate_gradient`
     (4)  Ẏ ≈ ∂T/∂θ θ̇                                    the paper's approximation: `identity`
 
-What is imported here needs jax, flax, optax, numpy, scipy and jaxtyping, and jaxopt for one method
-of `exact`, which imports it when it runs. Data, training,
+What is imported here needs jax, flax, optax, numpy, scipy and jaxtyping. Data, training,
 plots and the command line are in submodules, to be imported by name; they need the extra ``app``.
 """
 

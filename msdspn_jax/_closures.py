@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import types
@@ -105,24 +106,54 @@ def holds_tracer(value: Any, *, depth: int = 8) -> bool:
     return any(holds_tracer(part, depth=depth - 1) for part in parts)
 
 
-def is_fixed(function: Any) -> bool:
+_LIBRARIES = {"flax", "jax", "jaxlib", "ml_dtypes", "msdspn_jax", "numpy", "optax"}
+#: Functions of theirs check the types of another's arguments, and call it.
+_CHECKERS = {"beartype", "jaxtyping"}
+#: Classes in it are made of the user's own.
+_TRANSFORMS = "flax.linen.transforms"
+
+
+def is_fixed(value: Any, *, depth: int = 16) -> bool:
     """Whether something computes the same for ever, being made of values that do not change.
 
-    True of this library's functions and frozen dataclasses, of flax's modules and its own, and of
-    their methods. What the user wrote may use what the user changes.
+    True of numbers, words and dtypes, and of functions, frozen dataclasses and flax modules of the
+    libraries, if all that they hold is fixed. What the user wrote may use what the user changes.
     """
-    if function is None or isinstance(function, str | int | float):
+    if value is None or isinstance(value, str | int | float | complex | enum.Enum | np.dtype):
         return True
-    if isinstance(function, nn.Module):
-        return type(function).__module__.startswith(("msdspn_jax.", "flax."))
-    if inspect.ismethod(function):
-        return is_fixed(function.__self__)
-    if inspect.isfunction(function):
-        return function.__module__.startswith("msdspn_jax.") and function.__closure__ is None
-    if dataclasses.is_dataclass(function) and type(function).__module__.startswith("msdspn_jax."):
-        fields = dataclasses.fields(function)
-        return all(is_fixed(getattr(function, field.name)) for field in fields)
-    return False
+    if depth == 0:
+        return False
+    module = getattr(value if isinstance(value, type) else type(value), "__module__", "")
+    if isinstance(value, nn.Module):
+        own = module == _TRANSFORMS or module.split(".")[0] not in _LIBRARIES
+        # What it is a part of holds more than it, and is no part of what it does.
+        names = {field.name for field in dataclasses.fields(value)} - {"parent"}
+        parts = None if own else [getattr(value, name) for name in names]
+    elif isinstance(value, tuple | list):
+        parts = list(value)
+    elif isinstance(value, dict | types.MappingProxyType):
+        parts = list(value.values())
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        parts = [value.__self__]
+    elif dataclasses.is_dataclass(value) and module.startswith("msdspn_jax."):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    elif inspect.isfunction(value):
+        # Where it was written, which a decorator does not hide.
+        home = str(value.__globals__.get("__name__")).split(".")[0]
+        if home in _CHECKERS and hasattr(value, "__wrapped__"):
+            parts = [value.__wrapped__]
+        else:
+            cells = value.__closure__ or ()
+            held = [cell.cell_contents for cell in cells if cell != types.CellType()]
+            parts = held if home in _LIBRARIES else None
+    elif callable(value):  # A class too, such as jnp.float32; what jit made has its function's.
+        library = str(getattr(value, "__module__", "")).split(".")[0] in _LIBRARIES
+        parts = [] if library else None
+    else:
+        parts = None
+    return parts is not None and all(is_fixed(part, depth=depth - 1) for part in parts)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -163,9 +163,13 @@ class Linearised(NamedTuple):
     """w ↦ H w."""
     project: Callable[[Sets], Sets]
     """w ↦ P w, the derivative of the projection at Y − ∇_Y E."""
+    constrained: bool = True
+    """Whether there is a projection; P is the identity otherwise."""
 
     def residual(self, w: Sets) -> Sets:
         """(I − ∂T/∂Y) w."""
+        if not self.constrained:  # The same, but a small H w would be lost in w − (w − H w).
+            return self.hessian(w)
         return w - self.project(w - self.hessian(w))
 
 
@@ -223,7 +227,7 @@ class Implicit:
                     lambda sets: gradient(hidden[1], params, context, sets),
                     lambda points: project(hidden[2], points),
                     sets,
-                )
+                )._replace(constrained=fixed_point.projection is not None)
                 if in_project:
                     # What moves the feasible sets themselves is no tangent of them, as b is:
                     # (I − ∂T/∂Y)⁻¹ c = c + (I − ∂T/∂Y)⁻¹ ∂T/∂Y c.
@@ -298,7 +302,7 @@ class ConjugateGradient(Implicit):
         b is in the range of P, as every derivative of T is. On flat faces P² = P, and what is left
         is P H P; where the constraint is curved, I − P is its share.
         """
-        hessian, project = _where_seen(linearised, b)
+        hessian, project, _ = _where_seen(linearised, b)
 
         def operator(w):
             u = project(w)
@@ -420,10 +424,10 @@ def exact(*, method: str = "auto") -> Exact:
 
     Args:
         method: "dense" builds the matrix I − ∂T/∂Y, which takes n · d products with H and (n · d)²
-            numbers a set, and factorises it. "cg" solves its normal equations in little memory (by
-            jaxopt); they square the condition number, so in float32 it is right up to some 10³ of
-            it: use float64 above. "auto" is dense up to n · d = 1024, else "cg". The dense way
-            solves for 16-bit sets in float32.
+            numbers a set, and factorises it. "cg" solves its normal equations by conjugate
+            gradients, in little memory; they square the condition number, so in float32 it is right
+            up to some 10³ of it: use float64 above. "auto" is dense up to n · d = 1024, else "cg".
+            The dense way solves for 16-bit sets in float32.
 
     A singular system (an energy with flat directions, for instance two elements that the encoder
     cannot tell apart and no proximity term) has no implicit derivative; the result is not finite,
@@ -470,11 +474,11 @@ def _where_seen(linearised: Linearised, b: Sets) -> Linearised:
     Rows of H are zero there, as for elements that a mask says are absent: any u solves them, and
     no solver would. One product with a vector without zeros finds them.
     """
-    hessian, project = linearised
+    hessian = linearised.hessian
     probe = jax.random.normal(jax.random.key(0), b.shape[1:], b.dtype)
     image = hessian(vary_like(jnp.broadcast_to(probe, b.shape), b))
     seen = lax.stop_gradient(image) != 0
-    return Linearised(lambda w: jnp.where(seen, hessian(w), w), project)
+    return linearised._replace(hessian=lambda w: jnp.where(seen, hessian(w), w))
 
 
 def _solve(operator, b: Sets, solve, *, symmetric: bool = False) -> Sets:
@@ -493,14 +497,37 @@ def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
     vanish.
     """
     dtype = b.dtype
-    tiny = (8 * float(jnp.finfo(dtype).eps)) ** 2
-    b = b.astype(jnp.promote_types(dtype, jnp.float32))
-    squared = _dot(b, b)
-    enough = tiny * squared
+    tolerance = 8 * float(jnp.finfo(dtype).eps)
+    b, scale = _scaled(b)
 
-    def step(_, carry):
+    def apply(w):
+        return operator(w.astype(dtype)).astype(b.dtype)
+
+    step, start = _cg_step(apply, b, tolerance)
+    u = lax.fori_loop(0, max_steps, lambda _, carry: step(carry), start)[0]
+    # Where no direction had positive curvature, the paper's rule.
+    return (jnp.where(_dot(u, u) > 0, u, b) * scale).astype(dtype)
+
+
+def _scaled(b: Sets) -> tuple[Sets, Float[Array, "batch 1 1"]]:
+    """Every set over its largest entry, whose squares neither vanish nor overflow; in 32 bits."""
+    b = b.astype(jnp.promote_types(b.dtype, jnp.float32))
+    scale = jnp.max(jnp.abs(b), (1, 2), keepdims=True)
+    scale = jnp.where(scale > 0, scale, 1)
+    return b / scale, scale
+
+
+def _cg_step(apply: Callable[[Sets], Sets], b: Sets, tolerance: float):
+    """A step of conjugate gradients on every set by itself, and where it begins: u = 0.
+
+    A set is at rest where its residual is that small a part of b, or its curvature not positive.
+    """
+    squared = _dot(b, b)
+    enough = tolerance**2 * squared
+
+    def step(carry):
         u, residual, direction, squared, active = carry
-        image = operator(direction.astype(dtype)).astype(b.dtype)
+        image = apply(direction)
         curvature = _dot(direction, image)
         active = active & (curvature > 0) & (squared > enough)
         length = jnp.where(active, squared / jnp.where(active, curvature, 1), 0)
@@ -510,10 +537,7 @@ def _conjugate_gradients(operator, b: Sets, max_steps: int) -> Sets:
         ratio = jnp.where(active, new_squared / jnp.where(active, squared, 1), 0)
         return u, residual, residual + ratio * direction, new_squared, active
 
-    start = (jnp.zeros_like(b), b, b, squared, squared > 0)
-    u = lax.fori_loop(0, max_steps, step, vary_like(start, b))[0]
-    # Where no direction had positive curvature, the paper's rule.
-    return jnp.where(_dot(u, u) > 0, u, b).astype(dtype)
+    return step, vary_like((jnp.zeros_like(b), b, b, squared, squared > 0), b)
 
 
 def _dense_solve(operator, b: Sets) -> Sets:
@@ -528,19 +552,27 @@ def _dense_solve(operator, b: Sets) -> Sets:
 
 
 def _normal_cg(operator, b: Sets) -> Sets:
-    from jaxopt import linear_solve
+    """Conjugate gradients on AᵀA u = Aᵀb, every set by itself, until its residual is rounding."""
+    dtype = b.dtype
+    b, scale = _scaled(b)
 
-    # Of 16 bits only the operator: their own rounding is all that limits the solution.
-    wide = jnp.promote_types(b.dtype, jnp.float32)
-    tol = max(100 * float(jnp.finfo(wide).eps), float(jnp.finfo(b.dtype).eps))
-    # The tolerance is one for the batch: without this, sets of small cotangents stay unsolved.
-    scale = jnp.max(jnp.abs(b), (1, 2), keepdims=True).astype(wide)
-    scale = jnp.where(scale > 0, scale, 1)
-    u = linear_solve.solve_normal_cg(
-        lambda u: operator(u.astype(b.dtype)).astype(wide), b.astype(wide) / scale,
-        tol=tol, maxiter=20 * b[0].size,
-    )  # fmt: skip
-    return (u * scale).astype(b.dtype)
+    def apply(w):  # Of 16 bits only the operator.
+        return operator(w.astype(dtype)).astype(b.dtype)
+
+    transposed = jax.linear_transpose(apply, b)
+
+    def normal(w):
+        return transposed(apply(w))[0]
+
+    tolerance = max(100 * float(jnp.finfo(b.dtype).eps), float(jnp.finfo(dtype).eps))
+    right, size = _scaled(transposed(b)[0])
+    step, start = _cg_step(normal, right, tolerance)
+    _, (u, *_) = lax.while_loop(
+        lambda carry: (carry[0] < 20 * b[0].size) & jnp.any(carry[1][-1]),
+        lambda carry: (carry[0] + 1, step(carry[1])),
+        (0, start),
+    )
+    return (u * size * scale).astype(dtype)
 
 
 def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:

@@ -320,6 +320,9 @@ def _widened(boxes, others):
     """Both in 32 bits or more, and the dtype of the result: areas of 16 bits, of boxes in pixels
     for one, would leave their range.
     """
+    for name, array in (("boxes", boxes), ("others", others)):
+        if jnp.ndim(array) == 0 or jnp.shape(array)[-1] != 4:
+            raise ValueError(f"{name}: expected a last axis of 4, got shape {jnp.shape(array)}")
     dtype = jnp.result_type(boxes, others)
     wide = jnp.promote_types(dtype, jnp.float32)
     floating = jnp.issubdtype(dtype, jnp.floating)
@@ -343,5 +346,5 @@ def _area(low, high):
 
 
 def _ratio(a, b):
-    """a / b, and 0 where b is."""
-    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    """a / b, and 0 where b is; NaN where it is NaN."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))

@@ -254,7 +254,10 @@ class Descent:
         The last step is outside the loop. Implicit adjoints need the gradient that it evaluates,
         and outside the loop XLA sees that it has been computed already.
         """
-        looped = (self.num_steps if num_steps is None else num_steps) - 1
+        count = self.num_steps if num_steps is None else num_steps
+        if not _check.is_traced(count) and count < 1:
+            return state
+        looped = count - 1
 
         def advance(state):
             return self.step(params, context, state)[0]
@@ -268,6 +271,8 @@ class Descent:
                 advance,
                 state,
             )
+        if _check.is_traced(count):
+            return lax.cond(count > 0, advance, lambda state: state, state)
         return advance(state)
 
     def run_differentiably(
@@ -384,7 +389,8 @@ def minimise(
     )
     traced = any(map(_check.is_traced, jax.tree.leaves((num_steps, params, context, initial_sets))))
     # A learning rate that is traced: a program that is kept must not hold it.
-    if not traced and not holds_tracer(tuple(optimizer)):
+    # So must it not hold what an optimiser of the user's uses, which may be changed.
+    if not traced and not holds_tracer(tuple(optimizer)) and is_fixed(tuple(optimizer)):
         found = _without_closures(descent, params, context, initial_sets)
         if found is not None and _hashable((found[0], adjoint)):
             # Outside of any transformation: one compiled program, found again for equal settings.

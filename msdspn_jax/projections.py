@@ -43,7 +43,9 @@ def simplex(points: Float[AnyArray, "*batch d"]) -> Float[Array, "*batch d"]:
 # Compiled as one piece outside of `jax.jit` too.
 @functools.partial(jax.jit, inline=True)
 def _simplex(points):
-    rows = points.reshape(-1, points.shape[-1])
+    # Sums of 16 bits would miss 1 by tenths, and take other entries for zero.
+    wide = points.astype(jnp.promote_types(points.dtype, jnp.float32))
+    rows = wide.reshape(-1, points.shape[-1])
     highest, threshold = lax.platform_dependent(
         lax.stop_gradient(rows), cpu=_threshold_on_cpu, default=_threshold
     )
@@ -52,7 +54,8 @@ def _simplex(points):
     outside = shifted <= threshold[:, None]
     size = jnp.sum(~outside, -1, keepdims=True).astype(rows.dtype)
     total = jnp.sum(jnp.where(outside, 0, shifted), -1, keepdims=True)
-    return jnp.where(outside, 0, shifted - (total - 1) / size).reshape(points.shape)
+    inside = shifted - (total - 1) / size
+    return jnp.where(outside, 0, inside).reshape(points.shape).astype(points.dtype)
 
 
 def _threshold(rows: Float[Array, "rows d"]) -> tuple[Float[Array, " rows"], ...]:

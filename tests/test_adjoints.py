@@ -348,3 +348,57 @@ def test_exact_by_cg_solves_sets_of_small_cotangents_beside_large_ones():
 def test_the_spelling_of_a_damping_keeps_all_digits():
     adjoint = ms.conjugate_gradient(10, damping=0.12345678)
     assert ms.parse_adjoint(str(adjoint)) == adjoint
+
+
+# --- curvatures and cotangents of any size ---
+
+
+@pytest.mark.parametrize("name", ["exact:dense", "exact:cg", "conjugate_gradient:4"])
+@pytest.mark.parametrize(
+    ("curvature", "dtype", "atol"),
+    [(1e-6, jnp.float32, 1e-5), (1e-10, jnp.float32, 1e-5), (1e-2, jnp.bfloat16, 1e-2)],
+)
+def test_small_curvatures_are_not_lost(name, curvature, dtype, atol):
+    def energy(params, sets, context):
+        return (0.5 * curvature * jnp.sum((sets - context) ** 2, (1, 2))).astype(dtype)
+
+    def entry(context):
+        adjoint = ms.parse_adjoint(name)
+        return ms.minimise(energy, {}, context, y, num_steps=1, adjoint=adjoint).sets[0, 0, 0]
+
+    y = jnp.ones((1, 2, 2), dtype)
+    reverse, (_, forward) = jax.grad(entry)(y)[0, 0, 0], jax.jvp(entry, (y,), (jnp.ones_like(y),))
+    np.testing.assert_allclose([float(reverse), float(forward)], 1, atol=atol)
+
+
+def test_sets_of_a_batch_are_solved_each_by_itself():
+    # Condition number 5 in each, curvatures of 1e-4 to 5 over the batch.
+    size = np.array([1.0, 1e-2, 1e-4]).reshape(3, 1, 1)
+    curvature = jnp.asarray(np.linspace(1.0, 5.0, 12).reshape(1, 4, 3) * size, jnp.float32)
+
+    def energy(params, sets, context):
+        return jnp.sum(0.5 * context * sets**2 - params * sets, (1, 2))
+
+    def scaled(params):
+        adjoint = ms.exact(method="cg")
+        start = 1 / curvature
+        found = ms.minimise(energy, params, curvature, start, num_steps=1, adjoint=adjoint)
+        return found.sets * curvature
+
+    _, tangent = jax.jvp(scaled, (jnp.ones((3, 1, 1)),), (jnp.ones((3, 1, 1)),))
+    np.testing.assert_allclose(tangent, np.ones((3, 4, 3)), rtol=1e-4)
+    gradient = jax.grad(lambda params: jnp.sum(scaled(params)))(jnp.ones((3, 1, 1)))
+    np.testing.assert_allclose(gradient.ravel(), [12, 12, 12], rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-24, 1.0, 1e20])
+def test_conjugate_gradient_takes_cotangents_of_any_size(size):
+    curvature = jnp.array([0.5, 1.5]).reshape(1, 1, 2)
+
+    def loss(params):
+        energy = lambda p, y, _: 0.5 * jnp.sum(curvature * y**2 - 2 * p * y, (1, 2))  # noqa: E731
+        adjoint = ms.conjugate_gradient(4)
+        found = ms.minimise(energy, params, None, 1 / curvature, num_steps=1, adjoint=adjoint)
+        return size * jnp.sum(found.sets)
+
+    assert jax.grad(loss)(1.0) / size == pytest.approx(2 + 2 / 3, rel=1e-5)

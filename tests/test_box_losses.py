@@ -136,6 +136,8 @@ def test_iou_of_known_boxes():
     assert ms.iou(box, jnp.array([1.0, 0.0, 2.0, 2.0])) == pytest.approx(1 / 3)
     assert ms.iou(box, jnp.array([4.0, 0.0, 2.0, 2.0])) == 0
     assert ms.iou(jnp.zeros(4), jnp.zeros(4)) == 0
+    for ratio in (ms.iou, ms.generalised_iou):
+        assert np.isnan(ratio(box, box * np.nan))
     several = jnp.stack([box, box / 2, jnp.array([1.0, 1.0, 3.0, -1.0])])
     pairs = ms.iou(several[:, None], several[None])
     np.testing.assert_allclose(pairs, [[1, 1 / 4, 0], [1 / 4, 1, 0], [0, 0, 0]])

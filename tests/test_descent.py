@@ -2,6 +2,7 @@ import dataclasses
 
 import chex
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import problems
 import pytest
 
 import msdspn_jax as ms
+from msdspn_jax._closures import is_fixed
 from msdspn_jax.descent import clip_per_set, per_set_norm
 
 KEY = jax.random.key(0)
@@ -344,3 +346,74 @@ def test_what_the_user_wrote_may_use_what_changes():
                                   optimizer=ms.nesterov(0.1))  # fmt: skip
             found.append(minimum.sets.item())
         assert found[0] != found[1]
+
+
+# --- what changes between calls ---
+
+
+class Scaled(nn.Module):
+    """Reads a number that may be changed."""
+
+    @nn.compact
+    def __call__(self, x):
+        return factor["now"] * x.sum(1)
+
+
+factor = {"now": 1.0}
+HOLDERS = {
+    "a function": lambda: nn.Sequential([lambda x: factor["now"] * x, lambda h: h.sum(1)]),
+    "a module": lambda: nn.Sequential([Scaled()]),
+    "remat": lambda: nn.remat(Scaled)(),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_modules_that_hold_what_changes_are_seen_as_they_are(name):
+    energy = ms.latent_energy(HOLDERS[name]().apply)
+    context, start = ms.Context(jnp.ones((1, 1))), jnp.zeros((1, 1, 1))
+
+    def minimum():
+        optimizer = ms.nesterov(0.1, 0.0)
+        found = ms.minimise(energy, {}, context, start, optimizer=optimizer, num_steps=200)
+        return found.sets.item()
+
+    for factor["now"] in (1.0, 2.0, 4.0):
+        assert minimum() == pytest.approx(1 / factor["now"], rel=1e-4)
+        curvature = ms.suggest_step_size(
+            energy, {}, context, start, key=jax.random.key(0)
+        ).curvature
+        assert curvature == pytest.approx(factor["now"] ** 2, rel=1e-2)
+    factor["now"] = 1.0
+
+
+def test_optimisers_that_hold_what_changes_are_seen_as_they_are():
+    rate = {"now": 0.1}
+    by_rate = lambda grads, _: jax.tree.map(lambda g: -rate["now"] * g, grads)  # noqa: E731
+    optimizer, ones = optax.stateless(by_rate), jnp.ones((1, 1, 1))
+
+    def energy(params, sets, context):
+        return 0.5 * jnp.sum((sets - 1) ** 2, (1, 2))
+
+    for rate["now"] in (0.1, 0.5):
+        found = ms.minimise(energy, {}, None, 0 * ones, optimizer=optimizer, num_steps=1)
+        assert found.sets.item() == pytest.approx(rate["now"])
+
+
+@pytest.mark.parametrize("value", [
+    tuple(ms.nesterov()), tuple(ms.anderson()), tuple(optax.sgd(0.1, momentum=0.9)),
+    tuple(optax.adam(1e-3)), tuple(optax.sgd(optax.linear_schedule(1.0, 0.1, 10))), ms.simplex,
+    ms.latent_energy(ms.SetEncoder(8, 8, 4, dtype=jnp.bfloat16).apply, proximity=0.1),
+    nn.Sequential([nn.Dense(3), nn.relu, jnp.tanh]).apply,
+])  # fmt: skip
+def test_what_the_libraries_make_is_kept_compiled(value):
+    assert is_fixed(value)
+
+
+def test_no_steps_leave_the_sets_where_they_are():
+    descent = ms.Descent(lambda p, y, c: jnp.sum(y**2, (1, 2)), 5)
+    start = descent.init({}, None, jnp.ones((1, 1, 1)))
+    for count in (0, -3):
+        np.testing.assert_array_equal(descent.run({}, None, start, count).sets, 1)
+        run = jax.jit(lambda count: descent.run({}, None, start, count).sets)
+        np.testing.assert_array_equal(run(count), 1)
+    assert descent.run({}, None, start, 1).num_steps.item() == 1

@@ -54,7 +54,7 @@ def test_the_table_of_extras_is_that_of_the_project():
     for extra, packages in named.items():
         assert packages == requirement_names(PROJECT["optional-dependencies"][extra]), extra
     core = requirement_names(PROJECT["dependencies"])
-    assert core == {"jax", "jaxlib", "flax", "optax", "jaxopt", "numpy", "scipy", "jaxtyping"}
+    assert core == {"jax", "jaxlib", "flax", "optax", "numpy", "scipy", "jaxtyping"}
 
 
 def test_what_is_imported_is_asked_for():
@@ -70,9 +70,8 @@ def test_what_is_imported_is_asked_for():
             for name in names:
                 imported.setdefault(name.split(".")[0], set()).add(str(path.relative_to(root)))
     others = imported.keys() - set(sys.stdlib_module_names) - {"msdspn_jax", "msdspn_command"}
-    core = {"jax", "jaxlib", "flax", "optax", "jaxopt", "numpy", "scipy", "jaxtyping"}
+    core = {"jax", "jaxlib", "flax", "optax", "numpy", "scipy", "jaxtyping"}
     assert others - core <= cli.EXTRAS.keys()
-    assert imported["jaxopt"] == {"adjoints.py"}
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,17 @@ def test_errors():
 def test_simplex_outside_of_jit_at_every_width(d):
     points = jax.random.normal(jax.random.key(0), (4, d))
     np.testing.assert_allclose(ms.simplex(points), jax.jit(ms.simplex)(points), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_sums_of_16_bits_are_those_of_32(dtype):
+    eps = float(jnp.finfo(dtype).eps)
+    rows = np.random.default_rng(0).uniform(0, 0.01, (4, 300))
+    for points in (jnp.full(64, -0.9, dtype).at[0].set(0), jnp.asarray(rows, dtype)):
+        found = ms.simplex(points)
+        assert found.dtype == dtype
+        expected = reference(np.asarray(points, np.float64))
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=eps, atol=1e-6)
+        seen = jax.jacobian(lambda x: ms.simplex(x).astype(jnp.float32))(points) != 0
+        if points.ndim == 1:
+            assert np.asarray(seen).all()

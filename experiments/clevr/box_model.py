@@ -96,7 +96,9 @@ def in_short(model, found, hours):
     }
     if "odd" in found:
         names["other"] = f"{found['other']['num']} {names['other']}"
-        ours["other"] += f"; {found['odd']['num']} to which the renderer was not fitted: {ours['odd']}"
+        ours["other"] += (
+            f"; {found['odd']['num']} to which the renderer was not fitted: {ours['odd']}"
+        )
     return [
         Result(
             "[CLEVR](experiments/clevr/README.md), three to ten objects: average precision per"

@@ -128,7 +128,7 @@ class Export:
             "platforms": self.platforms,
             "facts": facts,
         }
-        # Of models of one's own data: noise is put into the units of their inputs, and errors are in
+        # Of models of one's own data: noise is put into the units of inputs, and errors are in
         # deviations of their features.
         shift, spread, scale = 0.0, 1.0, np.ones(())
         if model.task_name == "sets":

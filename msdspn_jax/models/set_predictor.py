@@ -235,8 +235,11 @@ class SetPredictor(nn.Module):
     ) -> Minimum:
         """Predict a set for every input; `decoder_options` as in `SetDecoder.__call__`.
 
-        A mask goes to the encoder, as the set of elements that the input holds.
+        A mask goes to the encoder, as the set of elements that the input holds; with
+        ``condition_on_inputs``, where rows of input and output belong together, to the decoder too.
         """
+        if self.condition_on_inputs and mask is not None:
+            decoder_options = {"mask": mask} | decoder_options
         latent = self.encoder(inputs) if mask is None else self.encoder(inputs, mask)
         condition = inputs if self.condition_on_inputs else None
         return self.decoder(latent, inputs=condition, keys=keys, **decoder_options)

@@ -123,3 +123,19 @@ def test_none_switches_a_setting_off():
     off = decoder.apply(variables, latent, max_grad_norm=None, projection=None).sets
     np.testing.assert_allclose(on.sum(-1), 1, rtol=1e-5)
     assert np.abs(off.sum(-1) - 1).max() > 0.1
+
+
+def test_padding_of_a_condition_is_not_seen():
+    model = ms.SetPredictor(
+        ms.SetEncoder(8, 8, 4, pool="continuous_fspool"),
+        ms.SetDecoder(4, 2, 8, inner=ms.Inner(num_steps=5, step_size=5.0)),
+        condition_on_inputs=True,
+    )
+    inputs = jax.random.normal(jax.random.key(0), (1, 4, 3))
+    mask = jnp.array([[True, True, False, False]])
+    variables = model.init(jax.random.key(1), inputs, mask=mask)
+    predict = jax.jit(lambda x: model.apply(variables, x, mask=mask).sets[:, :2])
+    expected = predict(inputs)
+    assert np.ptp(expected) > 0
+    for padding in (100.0, np.nan):
+        np.testing.assert_array_equal(predict(inputs.at[:, 2:].set(padding)), expected)
