@@ -142,8 +142,9 @@ def is_fixed(value: Any, *, depth: int = 16) -> bool:
     elif inspect.isfunction(value):
         # Where it was written, which a decorator does not hide.
         home = str(value.__globals__.get("__name__")).split(".")[0]
-        if home in _CHECKERS and hasattr(value, "__wrapped__"):
-            parts = [value.__wrapped__]
+        checked = getattr(value, "__wrapped__", None) if home in _CHECKERS else None
+        if checked is not None:
+            parts = [checked]
         else:
             cells = value.__closure__ or ()
             held = [cell.cell_contents for cell in cells if cell != types.CellType()]

@@ -92,7 +92,7 @@ def figure(found):
 
 
 def main():
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "runs"
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "comparison_runs"
     found = {label: seeds_of(folder, names) for label, names in ROWS.items()}
     found = {label: seeds for label, seeds in found.items() if seeds}
     if not found:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
-# processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512.
+# processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512, 80
+# with AVX2.
 # Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
 # (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
