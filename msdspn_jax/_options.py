@@ -87,6 +87,11 @@ def parse(
     return _cli(kind, argv, prog=prog, description=description, default=default)
 
 
+def parse_one_of(kinds: Any, argv: list[str], *, prog: str, description: str) -> Any:
+    """The same for a union of dataclasses, of which the first word names one."""
+    return _cli(kinds, argv, prog=prog, description=description)
+
+
 def parse_known(kind: type[Options], argv: list[str], *, prog: str) -> tuple[Options, list[str]]:
     """The same, and the words that are no flags of ``kind``."""
     return _cli(kind, argv, prog=prog, return_unknown_args=True)

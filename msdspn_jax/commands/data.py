@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from msdspn_jax._options import parse
+from msdspn_jax._options import parse_one_of
 from msdspn_jax._progress import ProgressBar
 from msdspn_jax.errors import UserError
 
@@ -78,11 +78,6 @@ _Choice = (
 
 def main(argv: list[str]) -> int:
     """Run the verb; returns the exit code."""
-    choice = parse(
-        _Choice,  # type: ignore[arg-type]
-        argv,
-        prog="msdspn data",
-        description="Prepare and check data sets.",
-    )
-    choice.run()
+    text = "Prepare and check data sets."
+    parse_one_of(_Choice, argv, prog="msdspn data", description=text).run()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -68,7 +69,10 @@ def read(task: str, **changes: Any) -> Any:
 def test_defaults_of_then_are_those_of_now(task, model):
     config = read(task, model=model)
     published = tasks.load(task).Config(model=model)
-    assert config.resolved_inner() == published.resolved_inner()
+    inner = published.resolved_inner()
+    if (task, model) == ("clevr", "dspn"):  # It clipped then, which the authors' does not do.
+        inner = dataclasses.replace(inner, max_grad_norm=10.0)
+    assert config.resolved_inner() == inner
     assert config.hidden_dim == published.hidden_dim
 
 
