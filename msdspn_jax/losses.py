@@ -300,6 +300,9 @@ def numbering_loss(
 
 def _distance(difference: Float[AnyArray, "*any d"]) -> Float[Array, "*any"]:
     """l2 norm, with derivative zero rather than NaN at zero: the simplex has corners to sit in."""
-    squared = jnp.sum(jnp.square(difference), -1)
+    # Squares of 16 bits would leave the range of float16.
+    wide = difference.astype(jnp.promote_types(difference.dtype, jnp.float32))
+    squared = jnp.sum(jnp.square(wide), -1)
     zero = squared == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
+    norm = jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
+    return norm.astype(difference.dtype)

@@ -178,3 +178,9 @@ def test_weights_may_be_a_list():
         ms.hungarian_loss(prediction, target, weights=[1.0, 2.0]),
         expected,  # type: ignore[arg-type]
     )
+
+
+def test_numbering_distances_of_16_bits_stay_in_range():
+    prediction, target = jnp.full((1, 2, 64), 40, jnp.float16), jnp.zeros((1, 2, 64), jnp.float16)
+    loss = jax.jit(ms.numbering_loss)(prediction, target, jnp.ones((1, 2, 1), jnp.float16))
+    assert (loss.dtype, loss.item()) == (jnp.float16, 320)

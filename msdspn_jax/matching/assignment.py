@@ -151,6 +151,7 @@ def matched_cost(
         >>> jax.grad(lambda cost: matched_cost(cost, assign(cost)))(cost).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
+    _check.require_shape("assignment", assignment, jnp.shape(cost)[:-1], "*batch n")
     chosen = assignment[..., None] == jnp.arange(cost.shape[-1], dtype=assignment.dtype)
     total = jnp.sum(jnp.where(chosen, cost, 0), axis=(-2, -1))
     return jnp.where(jnp.any(assignment == INVALID, axis=-1), jnp.nan, total)
