@@ -19,8 +19,8 @@ dot marks a tangent: Ẏ is the derivative of Y along a change θ̇ of the param
                                                         `neumann`, `conjugate_gradient`
     (4)  Ẏ ≈ ∂T/∂θ θ̇                                    the paper's approximation: `identity`
 
-What is imported here needs jax, flax, optax, numpy, scipy and jaxtyping. Data, training,
-plots and the command line are in submodules, to be imported by name; they need the extra ``app``.
+What is imported here needs jax, flax, optax, numpy, scipy and jaxtyping. Data, training, plots and
+the command line are in submodules, to be imported by name; they need the extra ``app``.
 """
 
 from importlib import metadata as _metadata

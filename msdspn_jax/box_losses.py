@@ -280,6 +280,9 @@ def iou(
         boxes: [..., 4].
         others: [..., 4]; the leading axes broadcast, as in `generalised_iou`.
 
+    Raises:
+        ValueError: the last axis of one is not 4.
+
     Example:
         >>> box = jnp.array([0.5, 0.5, 1.0, 1.0])
         >>> iou(box, box).item(), iou(box, jnp.array([0.5, 0.5, 1.0, 0.5])).item()
@@ -303,6 +306,9 @@ def generalised_iou(
         boxes: [..., 4].
         others: [..., 4]; the leading axes broadcast: ``a[:, :, None]`` and ``b[:, None]`` give
             every pair.
+
+    Raises:
+        ValueError: the last axis of one is not 4.
 
     Example:
         >>> box = jnp.array([0.5, 0.5, 1.0, 1.0])
