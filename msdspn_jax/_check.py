@@ -100,12 +100,36 @@ def require_steps(name: str, value: Any) -> None:
     raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
 
 
-def require_positive(name: str, value: float) -> None:
-    """Refuse zero, negative numbers and NaN, and what is traced."""
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Refuse what is no Python integer ≥ `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+
+
+def require_number(name: str, value: Any, valid: Callable[[Any], bool], what: str) -> None:
+    """Refuse what is no number, what is traced, and what is not `valid`, spelled by `what`."""
     if is_traced(value):
         raise TypeError(f"{name}: expected a Python number, got a traced one, {value}")
-    if not value > 0:
-        raise ValueError(f"{name}: expected a number > 0, got {value!r}")
+    scalar = isinstance(value, jax.Array | np.ndarray) and value.shape == ()
+    if isinstance(value, bool) or not (scalar or isinstance(value, int | float | np.number)):
+        raise TypeError(f"{name}: expected {what}, got {value!r}")
+    if not valid(value):
+        raise ValueError(f"{name}: expected {what}, got {value!r}")
+
+
+def require_positive(name: str, value: Any) -> None:
+    """Refuse what is no number > 0, such as NaN."""
+    require_number(name, value, lambda x: x > 0, "a number > 0")
+
+
+def require_nonnegative(name: str, value: Any) -> None:
+    """Refuse what is no finite number ≥ 0."""
+    require_number(name, value, lambda x: 0 <= x < float("inf"), "a number >= 0")
+
+
+def require_momentum(value: Any) -> None:
+    """Refuse what is no number in [0, 1)."""
+    require_number("momentum", value, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

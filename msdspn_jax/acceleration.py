@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -59,8 +58,7 @@ def anderson(
     """
     _check.require_positive("learning_rate", learning_rate)
     _check.require_positive("ridge", ridge)
-    if not isinstance(history, int | np.integer) or history < 2:
-        raise ValueError(f"history: expected an integer >= 2, got {history!r}")
+    _check.require_integer("history", history, 2)
     return _anderson(float(learning_rate), int(history), float(ridge))
 
 

@@ -39,7 +39,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -267,8 +266,7 @@ class Neumann(Implicit):
     num_terms: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_terms, int | np.integer) or self.num_terms < 0:
-            raise ValueError(f"num_terms: expected an integer >= 0, got {self.num_terms!r}")
+        _check.require_integer("num_terms", self.num_terms, 0)
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
         """Return u = Σ_{i≤k} (∂T/∂Y)ⁱ b, by Horner's rule: u ← b + (∂T/∂Y) u."""
@@ -291,10 +289,8 @@ class ConjugateGradient(Implicit):
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_steps, int | np.integer) or self.max_steps < 1:
-            raise ValueError(f"max_steps: expected an integer >= 1, got {self.max_steps!r}")
-        if not self.damping >= 0:
-            raise ValueError(f"damping: expected a number >= 0, got {self.damping!r}")
+        _check.require_integer("max_steps", self.max_steps, 1)
+        _check.require_nonnegative("damping", self.damping)
 
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
         """Solve (I − ∂T/∂Y) u = b by u = P w: P (I − P + H P) w + δ w = b, which is symmetric.
@@ -626,8 +622,8 @@ def parse_adjoint(text: str) -> Adjoint:
         >>> parse_adjoint("neumann:3") == neumann(3)
         True
     """
-    name, *arguments = text.split(":")
     try:
+        name, *arguments = text.split(":")
         return ADJOINTS[name.replace("-", "_")](*arguments)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"adjoint: expected {_SPELLINGS}, got {text!r}") from error

@@ -135,8 +135,7 @@ def box_cost(
         "no_object_weight": no_object_weight,
     }
     for name, value in weights.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: expected a number >= 0, got {value!r}")
+        _check.require_nonnegative(name, value)
     return BoxCost(**weights)
 
 
@@ -163,19 +162,22 @@ class SetLoss:
         costs = self.costs(prediction, _without_absent(target, target_mask))
         assignment = self._assign(costs, target_mask)
         matched = assignment[..., None] == jnp.arange(costs.match.shape[2])
-        alone = ~jnp.any(matched, -1)
+        alone, pairs = ~jnp.any(matched, -1), jnp.sum(matched, (1, 2))
+        invalid = jnp.any(assignment == INVALID, 1)
+        # Of such a set every pair, so that not only the loss but also its gradient is NaN.
+        matched |= invalid[:, None, None]
         total = jnp.zeros(len(costs.match), costs.match.dtype)
         for term in costs.terms:
             # Selected, not multiplied: what is not matched may be infinite.
             value = jnp.sum(jnp.where(matched, term.pair, 0), (1, 2))
-            weight = jnp.sum(matched, (1, 2)).astype(value.dtype)
+            weight = pairs.astype(value.dtype)
             if term.alone is not None:
                 value += term.alone_weight * jnp.sum(jnp.where(alone, term.alone, 0), 1)
                 weight += term.alone_weight * jnp.sum(alone, 1)
             if self.normalise == "batch":
                 weight = jnp.broadcast_to(jnp.mean(weight), weight.shape)
             total += value / jnp.where(weight > 0, weight, 1)
-        return jnp.where(jnp.any(assignment == INVALID, 1), jnp.nan, total)
+        return total * jnp.where(invalid, jnp.nan, 1)
 
     def assign(
         self,
@@ -194,9 +196,13 @@ class SetLoss:
         if not isinstance(costs, Costs):
             costs = Costs(costs, (Term(costs),))
         _check.require_rank("cost", costs.match, 3, "batch n m")
-        if costs.match.shape[2] > costs.match.shape[1]:
-            n, m = costs.match.shape[1:]
+        batch, n, m = costs.match.shape
+        if m > n:
             raise ValueError(f"target: expected at most n = {n} elements as predicted, got {m}")
+        for i, term in enumerate(costs.terms):
+            _check.require_shape(f"cost: terms[{i}].pair", term.pair, (batch, n, m), "batch n m")
+            if term.alone is not None:
+                _check.require_shape(f"cost: terms[{i}].alone", term.alone, (batch, n), "batch n")
         return costs
 
     def _assign(self, costs: Costs, target_mask: Any) -> Int[Array, "batch n"]:

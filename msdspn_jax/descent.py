@@ -55,10 +55,7 @@ def nesterov(step_size: float = 1.0, momentum: float = 0.9) -> optax.GradientTra
         True
     """
     _check.require_positive("step_size", step_size)
-    if _check.is_traced(momentum):
-        raise TypeError(f"momentum: expected a Python number, got a traced one, {momentum}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
+    _check.require_momentum(momentum)
     return _nesterov(float(step_size), float(momentum))
 
 
@@ -79,7 +76,10 @@ class Status(enum.IntEnum):
     OUT_OF_STEPS = 1
     """All steps were taken. Without a tolerance every set that stays finite ends so."""
     NOT_FINITE = 2
-    """Its energy or its gradient is NaN or infinite: the descent diverged."""
+    """Its energy or its gradient is NaN or infinite: the descent diverged.
+
+    The gradient of shared parameters is NaN then, also that of a loss which leaves the set out.
+    """
 
 
 class Trajectory(NamedTuple):
@@ -97,7 +97,9 @@ class Minimum(NamedTuple):
         sets: Y*, the final iterates.
         energy: E(Y*), without derivative.
         gradient_norm: l2 norm over (n, d) of proj(Y* − ∇E(Y*)) − Y*; without a projection that is
-            the norm of ∇E. Large or not finite: the loop has not converged.
+            the norm of ∇E. Large or not finite: the loop has not converged. With a projection,
+            what is below the spacing of the numbers near Y is lost: in 16 bits a tolerance of
+            less means that sets have stopped moving.
         num_steps: steps that each set took; fewer than asked for only with a tolerance.
         status: a `Status` for every set.
         trajectory: all iterates, if asked for.
@@ -573,6 +575,11 @@ def _check_projection(projection, initial_sets):
 def _check_arguments(
     energy, params, context, initial_sets, optimizer, num_steps, projection, max_grad_norm, adjoint
 ):
+    if not callable(energy):
+        raise TypeError(
+            "energy: expected a function (params, sets, context) -> [batch], such as "
+            f"latent_energy(encoder.apply), got {energy!r}"
+        )
     _check.require_rank("initial_sets", initial_sets, 3, "batch n d")
     _check.require_nonempty("initial_sets", initial_sets, "batch n d")
     _check.require_floating("initial_sets", initial_sets)
@@ -591,7 +598,7 @@ def _check_arguments(
     _check.require_steps("num_steps", num_steps)
     if max_grad_norm is not None:
         _check.require_positive("max_grad_norm", max_grad_norm)
-    if not hasattr(adjoint, "wrap"):
+    if isinstance(adjoint, type) or not hasattr(adjoint, "wrap"):
         raise TypeError(
             "adjoint: expected identity(), neumann(k), conjugate_gradient(k), exact(), unrolled() "
             "or another value with a method wrap(descent); of a word, parse_adjoint(word); got "

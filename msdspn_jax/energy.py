@@ -53,6 +53,11 @@ class LatentEnergy:
         self, params: Params, sets: Float[AnyArray, "batch n d"], context: Context
     ) -> Float[Array, " batch"]:
         """E(Y; z, θ) for every set."""
+        if not hasattr(context, "latent"):
+            raise TypeError(
+                "context: expected a Context, such as Context(latent=z), got arrays of shape "
+                f"{jax.tree.map(jnp.shape, context)}"
+            )
         inputs = sets
         if context.inputs is not None:
             if context.inputs.shape[:-1] != sets.shape[:-1]:
@@ -106,6 +111,10 @@ def latent_energy(encode: Callable[..., jax.Array], *, proximity: float = 0.0) -
         >>> energy({}, jnp.ones((1, 2, 3)), Context(latent=jnp.zeros((1, 3)))).tolist()
         [2.0]
     """
-    if not 0 <= proximity < float("inf"):
-        raise ValueError(f"proximity: expected a number >= 0, got {proximity!r}")
+    if not callable(encode) or (hasattr(encode, "init") and hasattr(encode, "apply")):
+        raise TypeError(
+            "encode: expected a function (params, sets) -> [batch, latent], such as the apply of a "
+            f"flax module, got {encode!r:.60}"
+        )
+    _check.require_nonnegative("proximity", proximity)
     return LatentEnergy(encode, proximity)

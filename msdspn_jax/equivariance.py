@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
 
 
@@ -100,8 +101,7 @@ def example_sets(
         [4, 2, 1]
     """
     for name, value, least in (("num_sets", num_sets, 3), ("n", n, 2), ("d", d, 1)):
-        if value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        _check.require_integer(name, value, least)
     key_values, key_source = jax.random.split(key)
     values = jax.random.normal(key_values, (num_sets, n, d))
     width = d if repeated_entries else 1
@@ -292,8 +292,7 @@ def check_equivariance(
         >>> check_equivariance(push_apart, different, key=jax.random.key(0)).set_equivariant is None
         True
     """
-    if num_permutations < 1:
-        raise ValueError(f"num_permutations: expected an integer >= 1, got {num_permutations!r}")
+    _check.require_integer("num_permutations", num_permutations, 1)
     key_sets, key_permutations = jax.random.split(key)
     if sets is None:
         sets = example_sets(key_sets)

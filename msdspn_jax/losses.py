@@ -117,9 +117,11 @@ def hungarian_loss(
         rows, columns = _present(cost, prediction_mask, target_mask)
         mask = (rows, columns)
         pairs = jnp.minimum(jnp.sum(rows, -1), jnp.sum(columns, -1))
-        size = jnp.maximum(pairs, 1).astype(cost.dtype)
+        size = jnp.maximum(pairs, 1)
     assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
-    return matching.matched_cost(cost, assignment) / size
+    # The sum of many numbers of 16 bits may be too large for their type, where the mean is not.
+    wide = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
+    return (matching.matched_cost(wide, assignment) / size).astype(cost.dtype)
 
 
 def chamfer_loss(
@@ -250,6 +252,11 @@ def numbering_assignment(
             f"classes: expected [batch, n] = {prediction.shape[:2]} as in prediction, "
             f"got shape {classes.shape}"
         )
+    if not _check.is_traced(classes):
+        values = np.asarray(classes)
+        one_hot = ((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)
+        if not one_hot.all():
+            raise ValueError(f"classes: expected one-hot rows, got {values[~one_hot][0]}")
     _check.require_choice("cost", cost, NUMBERING_COSTS)
     prediction, target = lax.stop_gradient((prediction, target))
     if cost == "l2":

@@ -88,6 +88,7 @@ def continuous_weight(
     _check.require_rank("knots", knots, 2, "k c")
     _check.require_nonempty("knots", knots, "k c")
     _check.require_floating("knots", knots)
+    _check.require_mask("mask", mask, jnp.shape(mask), "*batch n")
     k, n = knots.shape[0], mask.shape[-1]
     size = jnp.sum(mask, -1, keepdims=True)
     # Positions of 16 bits would run together in large sets.

@@ -120,14 +120,12 @@ def suggest_step_size(
             "params, context, sets, key: expected concrete arrays, got traced ones; call "
             "suggest_step_size outside of jit"
         )
-    _check.require_finite("sets", sets)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
-    if not 0 < safety <= 1:
-        raise ValueError(f"safety: expected a number in (0, 1], got {safety!r}")
-    for name, value in (("num_steps", num_steps), ("num_iterations", num_iterations)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+    for name, tree in (("params", params), ("context", context), ("sets", sets)):
+        _check.require_finite(name, tree)
+    _check.require_momentum(momentum)
+    _check.require_number("safety", safety, lambda x: 0 < x <= 1, "a number in (0, 1]")
+    _check.require_integer("num_steps", num_steps, 1)
+    _check.require_integer("num_iterations", num_iterations, 1)
 
     problem = (*_comparable(energy, params, context, sets), params, context, sets)
     curvature = _largest_curvature(*problem, key, num_iterations)

@@ -417,3 +417,32 @@ def test_no_steps_leave_the_sets_where_they_are():
         run = jax.jit(lambda count: descent.run({}, None, start, count).sets)
         np.testing.assert_array_equal(run(count), 1)
     assert descent.run({}, None, start, 1).num_steps.item() == 1
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ms.nesterov("1"), "step_size: expected a number > 0, got '1'"),
+        (lambda: ms.nesterov(momentum="0.9"), "momentum: expected a number in"),
+        (lambda: ms.anderson(history=2.5), "history: expected an integer >= 2, got 2.5"),
+        (lambda: ms.neumann(True), "num_terms: expected an integer >= 0, got True"),
+        (lambda: ms.conjugate_gradient(damping="0.1"), "damping: expected a number >= 0"),
+        (lambda: jax.jit(lambda x: ms.conjugate_gradient(damping=x))(0.1), "damping: .* traced"),
+        (lambda: ms.parse_adjoint(None), "adjoint: expected .* got None"),
+        (lambda: ms.latent_energy(ms.SetEncoder(2, 2, 2)), "encode: expected a function"),
+        (lambda: descend(energy=None), "energy: expected a function"),
+        (lambda: descend(adjoint=ms.Unrolled), "adjoint: expected identity"),
+        (lambda: descend(tolerance="small"), "tolerance: expected a number > 0"),
+        (lambda: descend(context=jnp.ones((2, 1))), r"context: expected a Context.*\(2, 1\)"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def descend(**changes):
+    energy = ms.latent_energy(lambda params, sets: sets.sum(1))
+    given = {"energy": energy, "context": ms.Context(jnp.ones((2, 1)))} | changes
+    return ms.minimise(params={}, initial_sets=jnp.zeros((2, 3, 1)), num_steps=2, **given)

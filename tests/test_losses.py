@@ -124,6 +124,32 @@ def test_weights_of_other_features_are_refused():
         ms.hungarian_loss(PREDICTION, TARGET, weights=np.ones(3))
 
 
+@pytest.mark.usefixtures("without_hook")
+def test_classes_that_are_not_one_hot_are_refused():
+    target, classes = jnp.eye(2)[None], jnp.array([[[1.0, 0.0], [0.6, 0.4]]])
+    with pytest.raises(ValueError, match=r"classes: expected one-hot rows, got \[0\.6 0\.4\]"):
+        ms.numbering_loss(target, target, classes)
+
+
+@pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.set_loss(cost=ms.pairwise_smooth_l1)])
+def test_the_gradient_of_what_is_not_finite_is_nan_too(loss):
+    prediction = jnp.array([[[jnp.nan], [4.0], [5.0]], [[1.5], [3.0], [0.0]]])
+    found = jax.jit(jax.vmap(jax.grad(lambda p: loss(p[None], TARGET[:1, :2, :1]).sum())))(
+        prediction
+    )
+    assert jnp.isnan(found[0]).all()
+    assert jnp.isfinite(found[1]).all()
+
+
+def test_hungarian_loss_of_many_elements_of_16_bits():
+    prediction, target = (
+        jnp.full((1, 300, 1), 400, jnp.float16),
+        jnp.zeros((1, 300, 1), jnp.float16),
+    )
+    loss = ms.hungarian_loss(prediction, target)
+    assert (loss.dtype, loss.item()) == (jnp.float16, 399.5)
+
+
 @pytest.mark.parametrize("loss", [ms.hungarian_loss, ms.chamfer_loss])
 def test_absent_targets_may_hold_nan(loss):
     prediction, mask = jnp.array([[[1.5], [4.0]]]), jnp.array([[True, False]])

@@ -149,6 +149,9 @@ def test_cost_that_is_not_finite_under_jit(method):
     np.testing.assert_array_equal(assignment[::2], sound[::2])
     total = matched_cost(cost, assignment)
     np.testing.assert_array_equal(np.isnan(total), [False, True, False])
+    gradient = jax.grad(lambda cost: matched_cost(cost, assignment).sum())(jnp.asarray(cost))
+    assert np.isnan(gradient[1]).all()
+    np.testing.assert_array_equal(gradient[::2].sum(2), 1)
     gathered = jnp.take_along_axis(jnp.asarray(cost), assignment[..., None], axis=-1)
     assert np.isnan(gathered[1]).all()
 

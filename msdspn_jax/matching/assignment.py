@@ -153,8 +153,11 @@ def matched_cost(
     """
     _check.require_shape("assignment", assignment, jnp.shape(cost)[:-1], "*batch n")
     chosen = assignment[..., None] == jnp.arange(cost.shape[-1], dtype=assignment.dtype)
+    invalid = jnp.any(assignment == INVALID, axis=-1)
+    # Of such a set every pair, so that not only the total but also its gradient is NaN.
+    chosen |= invalid[..., None, None]
     total = jnp.sum(jnp.where(chosen, cost, 0), axis=(-2, -1))
-    return jnp.where(jnp.any(assignment == INVALID, axis=-1), jnp.nan, total)
+    return total * jnp.where(invalid, jnp.nan, 1)
 
 
 # --- on device ---
