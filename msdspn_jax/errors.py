@@ -14,6 +14,10 @@ class UserError(RuntimeError):
     """
 
 
+class DataError(UserError):
+    """Data that a step of training needs cannot be read."""
+
+
 class EmptySplit(UserError):
     """The data has no examples for the split that was asked for."""
 

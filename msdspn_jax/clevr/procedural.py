@@ -18,8 +18,12 @@ from msdspn_jax import _check
 from msdspn_jax.clevr.cache import ClevrCache, load_cache, prepare_cache
 from msdspn_jax.clevr.files import Record, checked_index
 from msdspn_jax.clevr.objects import MAX_OBJECTS
-from msdspn_jax.clevr.render.trace import render
-from msdspn_jax.clevr.sampling import MIN_OBJECTS, sample_scenes_from_keys
+from msdspn_jax.clevr.render.trace import QUALITIES, checked_size, render
+from msdspn_jax.clevr.sampling import (
+    MIN_OBJECTS,
+    checked_num_objects,
+    sample_scenes_from_keys,
+)
 from msdspn_jax.clevr.scene import scene_objects
 
 #: The procedural splits are disjoint streams of keys; test is what scores are reported on.
@@ -29,7 +33,6 @@ SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}
 _VERSION = 2
 
 
-@functools.partial(jax.jit, static_argnames=("size", "quality", "group", "num_objects"))
 def procedural_examples(
     keys: Key[Array, " batch"],
     size: int | tuple[int, int] = 128,
@@ -48,6 +51,13 @@ def procedural_examples(
     Returns:
         Images, and objects in the layout of :mod:`msdspn_jax.clevr.objects`.
     """
+    _check.require_rank("keys", keys, 1, "batch")
+    _check.require_choice("quality", quality, QUALITIES)
+    return _examples(keys, checked_size(size), quality, group, checked_num_objects(num_objects))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _examples(keys, size, quality, group, num_objects):
     scenes = sample_scenes_from_keys(keys, group=group, num_objects=num_objects)
     return render(scenes, size, quality=quality, group=group), scene_objects(scenes)
 
@@ -93,9 +103,14 @@ class ProceduralScenes:
             seed: another seed, other scenes.
         """
         _check.require_choice("split", split, SPLIT_SEEDS)
-        _check.require_positive("num", num)
-        self.split, self.num, self.size, self.seed = split, num, size, seed
-        self._options: dict[str, Any] = {"quality": quality, "num_objects": tuple(num_objects)}
+        _check.require_integer("num", num, 1)
+        _check.require_integer("size", size, 1)
+        _check.require_choice("quality", quality, QUALITIES)
+        self.split, self.num, self.size, self.seed = split, int(num), int(size), seed
+        self._options: dict[str, Any] = {
+            "quality": quality,
+            "num_objects": checked_num_objects(num_objects),
+        }
         self._key = jax.random.fold_in(jax.random.key(SPLIT_SEEDS[split]), seed)
         # On a CPU one scene at a time is fastest; an accelerator wants many, rendered together.
         self._block = 1 if jax.default_backend() == "cpu" else 256

@@ -137,7 +137,7 @@ def scene_arrays(parsed: ClevrScene, where: str = "scene") -> Scene:
         positions[i] = o.position
     camera, lamps = MEAN_CAMERA.copy(), MEAN_LAMPS.copy()
     if "camera" in parsed.extra:
-        camera = _place(parsed.extra["camera"], f"{where}.camera")
+        camera = _camera(parsed.extra["camera"], f"{where}.camera")
     if "lights" in parsed.extra:
         lights = parsed.extra["lights"]
         missing = [n for n in LAMP_NAMES if not isinstance(lights, dict) or n not in lights]
@@ -158,6 +158,30 @@ def scene_arrays(parsed: ClevrScene, where: str = "scene") -> Scene:
 
 def _padded(values: list, dtype) -> Any:
     return np.array(values + [0] * (MAX_OBJECTS - len(values)), dtype)
+
+
+def _camera(entry: Any, where: str) -> np.ndarray:
+    """Location of a camera, refused if it sees anything but what CLEVR's sees from there."""
+    location = _place(entry, where)
+    if np.hypot(*location[:2]) < 1e-3 * location[2]:
+        raise UserError(
+            f"{where}.location: expected one that is not straight above the origin, where level has"
+            f" no meaning, got {location.tolist()}"
+        )
+    if "matrix_world" in entry:
+        matrix = np.asarray(entry["matrix_world"], np.float64)
+        expected = look_at_origin(location).matrix_world
+        if not np.abs(matrix - expected).max() < 1e-2 * max(1, np.abs(location).max()):
+            raise UserError(
+                f"{where}.matrix_world: expected a level camera at its location, "
+                f"{expected.round(3).tolist()}, got {str(entry['matrix_world'])[:80]}"
+            )
+    known = {"lens_mm": LENS_MM, "sensor_width_mm": SENSOR_WIDTH_MM}
+    known |= {"width": IMAGE_WIDTH, "height": IMAGE_HEIGHT}
+    for name, value in known.items():
+        if entry.get(name, value) != value:
+            raise UserError(f"{where}.{name}: expected {value:g}, as CLEVR has, got {entry[name]}")
+    return location
 
 
 def _place(entry: Any, where: str) -> np.ndarray:

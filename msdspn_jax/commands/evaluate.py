@@ -93,7 +93,8 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     scores: dict[str, dict[str, list[float]]] = {}
     for split in options.split or ("val", "test"):
         try:
-            scores[split] = by_seed(task, run.step, run.variables, split, run.config.seed)
+            # With the inner steps of the end, as one predicts, also for an earlier checkpoint.
+            scores[split] = by_seed(task, run.config.steps, run.variables, split, run.config.seed)
         except EmptySplit as error:
             if options.split:
                 raise

@@ -86,7 +86,11 @@ def _list(runs: list[Path]) -> None:
     for column in ("run", "task", "steps", "best validation loss"):
         table.add_column(column)
     for folder in runs:
-        record, best = read_record(folder), best_line(folder)
+        try:
+            record, best = read_record(folder), best_line(folder)
+        except UserError as error:
+            table.add_row(Text(str(folder)), "", Text(str(error)), "")
+            continue
         steps = str(record["config"]["steps"])
         table.add_row(
             Text(str(folder)),

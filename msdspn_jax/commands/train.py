@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from msdspn_jax import tasks
@@ -151,14 +152,15 @@ def train(name: str, config: Any) -> int:
 
     from msdspn_jax.training.failures import LostPeer
     from msdspn_jax.training.loop import train as run_training
-    from msdspn_jax.training.run_folder import is_run
+    from msdspn_jax.training.run_folder import steps_in
 
     try:
         task = tasks.build(name, config)
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{error}{origin(error)}") from error
     leader = jax.process_index() == 0
-    if config.init_from is not None and not (config.run.resume and is_run(config.run.dir)):
+    goes_on = config.run.resume and steps_in(Path(config.run.dir) / "checkpoints")
+    if config.init_from is not None and not goes_on:
         from msdspn_jax.trained.weights import start_from
 
         task, left = start_from(task, config.init_from)

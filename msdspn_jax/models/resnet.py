@@ -24,7 +24,7 @@ _end_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 class ResNet(nn.Module):
-    """A ResNet without pooling and classifier, then a strided convolution, flattened.
+    """A ResNet without pooling and classifier, then a norm and a strided convolution, flattened.
 
     Basic blocks (He et al., 2016, arXiv 1512.03385) with batch normalisation, laid out as in
     PyTorch's ResNet-18 and -34. Images of side s leave it on a grid of (s / 64)² positions; the end
@@ -37,6 +37,7 @@ class ResNet(nn.Module):
       width: channels of the first stage, doubled at each of the next (64 as published).
       latent_dim: length of the latent vector; a multiple of the number of positions.
       first_stride: stride of the first stage, 1 or 2.
+      end_norm: batch normalisation before the end convolution, as published.
       train: normalise by the batch and update the running statistics, or use these; given here or
         to the call.
       axis_name: mapped axis over which the batch is spread, if it is: its statistics are then those
@@ -50,6 +51,7 @@ class ResNet(nn.Module):
     width: int = 64
     latent_dim: int = 512
     first_stride: int = 1
+    end_norm: bool = True
     train: bool | None = None
     axis_name: str | None = None
     momentum: float = 0.9
@@ -83,6 +85,8 @@ class ResNet(nn.Module):
                 stride = 1 if block else 2 if stage else self.first_stride
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = _BasicBlock(self.width * 2**stage, stride, norm, self.dtype, name=name)(x)
+        if self.end_norm:
+            x = norm("end_norm")(x)
         x = nn.Conv(
             channels,
             (2, 2),

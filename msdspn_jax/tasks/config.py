@@ -20,6 +20,8 @@ class TaskConfig(TrainConfig):
 
     experiment: ClassVar[str]
     """Its name, as `published_inner` knows it."""
+    unread: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """By model, the fields that it does not read."""
 
     model: str = "idspn"
     """idspn: differentiate at the minimum (implicitly); dspn: through all inner steps."""
@@ -39,6 +41,20 @@ class TaskConfig(TrainConfig):
     def minimises(self) -> bool:
         """Whether the model decodes by minimising; the others have no inner loop."""
         return self.model in ENERGY_MODELS
+
+    def remarks(self) -> list[str]:
+        """See `TrainConfig.remarks`."""
+        reasons = dict.fromkeys(self.unread.get(self.model, ()), f"the model {self.model}")
+        if not self.minimises:
+            reasons["inner"] = f"the model {self.model}"
+        if getattr(self, "fresh", False):
+            reasons |= dict.fromkeys(("train_size", "images_on"), "--fresh")
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        return [
+            f"warning: --{name.replace('_', '-')}: {reason} does not use it"
+            for name, reason in reasons.items()
+            if name in default and getattr(self, name) != default[name]
+        ]
 
     def resolved_inner(self) -> Inner:
         """The inner minimisation, as published where nothing else is said."""

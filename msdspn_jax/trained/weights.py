@@ -216,9 +216,9 @@ def save_model(
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"variables: {name}: expected finite numbers, got NaN or infinity")
-    # Folders are those of the machine that trained: their last names say enough.
+    # Paths are those of the machine that trained: their last names say enough.
     settings = {
-        k: Path(v).name if k.endswith(("_dir", "data")) and v else v
+        k: Path(v).name if k.endswith(("_dir", "data", "init_from")) and v else v
         for k, v in config.numerical().items()
     }
     record = {

@@ -30,6 +30,8 @@ NOTES = "notes.json"
 # Where version 0.1.0 kept the notes, and no seal.
 _OLD_NOTES = Path("notes") / "metadata"
 # What an interrupted save, of this version or of orbax, and an interrupted deletion leave behind.
+DAMAGED = "damaged_checkpoints"
+"""The folder beside them into which damaged ones are set aside."""
 _SAVING, _DELETING, _ORBAX = ".saving-", ".deleting-", "orbax-checkpoint-tmp"
 
 
@@ -191,10 +193,6 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self.wait()
 
-    def close(self) -> None:
-        """As `wait`."""
-        self.wait()
-
     def _explained(self, error: Exception, step: int) -> Exception:
         if is_disk_full(error):
             return self._full(step, "No space left on device")
@@ -279,7 +277,7 @@ class Checkpoints:
 
     def set_aside(self, path: Path) -> Path:
         """Move a damaged checkpoint out of the way; nothing is deleted."""
-        target = self.folder.parent / "damaged_checkpoints" / path.name
+        target = self.folder.parent / DAMAGED / path.name
         number = 1
         while target.exists():
             number += 1

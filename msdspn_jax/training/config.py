@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import types
 import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -51,6 +53,44 @@ def require_at_least(least: int, config: Any, *names: str) -> None:
             raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
 
 
+def require_words(config: Any) -> None:
+    """Refuse fields that hold none of the words they may, and what is neither true nor false.
+
+    The command line checks them itself; recipes, records and callers may say anything.
+    """
+    for name, (words, truth) in _choices(type(config)).items():
+        value = getattr(config, name)
+        if (truth and isinstance(value, bool)) or (not isinstance(value, bool) and value in words):
+            continue
+        listed = [repr(word) for word in words] + ["True", "False"] * truth
+        raise ValueError(f"{name}: expected one of {', '.join(listed)}, got {value!r}")
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[tuple[Any, ...], bool]]:
+    """By field, the words that it may hold and whether it may be true or false."""
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:  # Types of somebody's own that are not to be found here.
+        return {}
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        options = typing.get_args(hint) if union else (hint,)
+        words: list[Any] = []
+        for option in options:
+            if typing.get_origin(option) is Literal:
+                words += typing.get_args(option)
+            elif option is type(None):
+                words.append(None)
+            elif option is not bool:
+                break
+        else:
+            found[field.name] = (tuple(words), bool in options)
+    return found
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Refuse fields of a configuration that are not above zero."""
     for name in names:
@@ -87,11 +127,10 @@ class Run:
     """A live progress line on a terminal; elsewhere, a plain line now and then."""
 
     def __post_init__(self) -> None:
+        require_words(self)
         for name in ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
             require_at_least(1, self, name)
         require_at_least(0, self, "figures_every")
-        if not isinstance(self.resume, bool) and self.resume != "auto":
-            raise ValueError(f"resume: expected True, False or 'auto', got {self.resume!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +158,7 @@ class Devices:
     """Seconds after which a silent process is taken for dead and the others stop."""
 
     def __post_init__(self) -> None:
+        require_words(self)
         for name in ("steps_per_dispatch", "heartbeat_timeout"):
             require_at_least(1, self, name)
 
@@ -164,6 +204,7 @@ class Outer:
     (less at first: (1 + step) / (10 + step)). 0: the weights themselves."""
 
     def __post_init__(self) -> None:
+        require_words(self)
         require_at_least(0, self, "warmup_steps")
         require_positive(self, "max_grad_norm")
         for name in ("average", "momentum"):
@@ -174,6 +215,11 @@ class Outer:
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay!r}")
         if self.decay_steps is not None:
             require_at_least(1, self, "decay_steps")
+            if self.schedule in ("published", "constant"):
+                raise ValueError(
+                    f"decay_steps: expected none with schedule {self.schedule} (try cosine or"
+                    f" linear), got {self.decay_steps}"
+                )
         if self.schedule == "published" and self.warmup_steps:
             raise ValueError(
                 "warmup_steps: expected 0 with schedule published (try constant or cosine), got"
@@ -222,13 +268,21 @@ class TrainConfig:
     """When a run stops by itself."""
 
     def __post_init__(self) -> None:
+        require_words(self)
         for name in ("batch_size", "replicates"):
             require_at_least(1, self, name)
+        require_at_least(0, self, "seed")
+        if self.seed + self.replicates > 2**32:  # JAX's keys would begin at 0 again.
+            raise ValueError(f"seed: expected less than 2³², got {self.seed}")
         if self.batch_size >= 2**31:
             raise ValueError(f"batch_size: expected less than 2³¹, got {self.batch_size}")
         require_at_least(0, self, "steps")
         if self.learning_rate is not None:
             require_positive(self, "learning_rate")
+
+    def remarks(self) -> list[str]:
+        """What the user should know of these flags, said as training begins."""
+        return []
 
     def published_learning_rate(self) -> float:
         """What None as the learning rate stands for."""

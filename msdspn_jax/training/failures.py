@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from msdspn_jax.errors import UserError
+from msdspn_jax.errors import DataError, UserError
 from msdspn_jax.training.checkpoints import is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.state import (
@@ -89,6 +89,8 @@ def explained(config: TrainConfig, standing: Callable[[], Standing]) -> Iterator
     try:
         with memory_explained(config, standing):
             yield
+    except DataError as error:
+        raise UserError(f"{error}\n{standing().saved}") from error.__cause__
     except OSError as error:
         folder, step, saved = standing()
         if is_disk_full(error):

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote, in the words of this one: its configurations were flat."""
+"""What older versions wrote, in the words of this one."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ def modernise(task: str, values: dict[str, Any]) -> dict[str, Any]:
         task: the word on the command line.
         values: of config.json, or of the metadata of a weights file.
     """
+    if task in ("clevr", "sets"):  # Image encoders had none before there was this field.
+        values = {"encoder_end_norm": False} | values
     if isinstance(values.get("safety"), dict):
         return values
+    # Version 0.1.0, whose configurations were flat.
     new: dict[str, Any] = {
         name: {f.name: values[f.name] for f in dataclasses.fields(group) if f.name in values}
         for name, group in _GROUPS.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 import warnings
@@ -62,6 +63,11 @@ class Lock:
                 raise
             file.close()
         self._file = file
+        # What a writer that was killed left half written (`_files.write_bytes`).
+        for path in folder.glob(".writing-*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    shutil.rmtree(path)
 
     def _take(self, file: IO[str]) -> None:
         try:

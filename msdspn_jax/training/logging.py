@@ -65,8 +65,9 @@ class Window:
     def summary(self) -> dict[str, float]:
         if not self.count.any():
             return {}
-        with np.errstate(invalid="ignore"):
-            return summarise({k: v / self.count for k, v in self.sums.items()})
+        # Of the seeds that had a good step.
+        had = self.count > 0
+        return summarise({k: v[had] / self.count[had] for k, v in self.sums.items()})
 
     def record(self) -> dict[str, Any]:
         return {

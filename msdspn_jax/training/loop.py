@@ -15,7 +15,7 @@ import numpy as np
 
 from msdspn_jax.errors import UserError, origin
 from msdspn_jax.training import run_folder
-from msdspn_jax.training.checkpoints import Checkpoints, is_disk_full
+from msdspn_jax.training.checkpoints import DAMAGED, Checkpoints, is_disk_full
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.failures import (
     Standing,
@@ -117,7 +117,7 @@ class _Trainer:
             run_folder.write_config(folder, task, config)
         self.logger = Logger(folder, config, first_step=self.step, silent=silent)
         self.progress = Progress(config, first_step=self.step, silent=silent)
-        for message in messages:
+        for message in [*config.remarks(), *messages]:
             self.progress.say(message)
 
     def _let_go(self) -> None:
@@ -153,6 +153,12 @@ class _Trainer:
         if restored is None:
             if messages:
                 raise UserError("no checkpoint can be read:\n  " + "\n  ".join(messages))
+            aside = self.folder / DAMAGED
+            if aside.is_dir() and any(aside.iterdir()):
+                raise UserError(
+                    f"no checkpoint is left but damaged ones, in {aside}: begin another run, or"
+                    " remove that folder to begin this one anew"
+                )
             if self.leader:
                 run_folder.truncate_metrics(self.folder, -1)
             return None, ["nothing to resume: starting at step 0"]
@@ -218,13 +224,7 @@ class _Trainer:
                 return caught
             count = min(count, self._steps_to_boundary(), config.devices.steps_per_dispatch)
             started = time.monotonic()
-            try:
-                batches = self.runner.load(self.step, count)
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"step {self.step}: the data cannot be read: {error}{origin(error)}\n"
-                    f"{self._standing().saved}"
-                ) from error
+            batches = self.runner.load(self.step, count)
             chunk = self.runner.run(self.state, self.step, count, batches)
             self.state = chunk.state
             if fresh:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from msdspn_jax._cores import compiler_options
-from msdspn_jax.errors import UserError
+from msdspn_jax.errors import DataError, UserError, origin
 from msdspn_jax.training.config import TrainConfig
 from msdspn_jax.training.outer import Averaged
 from msdspn_jax.training.state import TrainState, init_states, refit_step, run_keys, train_step
@@ -181,7 +181,12 @@ class StepRunner:
         )
         per_step = []
         for t in range(step, step + count):
-            per_seed = [self.task.sample(keys.data, t, slots) for keys in self.keys]
+            try:
+                per_seed = [self.task.sample(keys.data, t, slots) for keys in self.keys]
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"step {t}: the data cannot be read: {error}{origin(error)}"
+                ) from error
             per_step.append(
                 per_seed[0]
                 if len(per_seed) == 1
@@ -196,11 +201,6 @@ class StepRunner:
             return jax.tree.map(lambda x: np.stack(np.split(x, len(index), axis=1)), stacked)
         sharding = NamedSharding(self.mesh, P(None, AXIS))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), stacked)
-
-    def compiled(self, state: TrainState, step: int = 0, batches: Batch = None) -> Any:
-        """The compiled program of a dispatch, for its cost and memory analysis."""
-        program = self._program(self.task.stage(step))
-        return program.lower(state, self._key_data(), np.int32(1), batches, self._data).compile()
 
     def _key_data(self) -> np.ndarray:
         # Raw key data [replicates, 2 (data, noise), ...]: plain integers pass through every map.
@@ -283,7 +283,8 @@ class StepRunner:
             i, state, buffers, _ = carry
             state, *row = step(state, batch_of(i))
             buffers = jax.tree.map(lambda b, x: b.at[i].set(x), buffers, tuple(row))
-            return i + 1, state, buffers, jnp.any(state.skipped > config.safety.skip_bad_steps)
+            refused = (row[1] > 0) & (state.skipped > config.safety.skip_bad_steps)
+            return i + 1, state, buffers, jnp.any(refused)
 
         i, state, (metrics, status), _ = jax.lax.while_loop(
             lambda carry: (carry[0] < count) & ~carry[3],

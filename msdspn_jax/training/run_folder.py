@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import platform
 import sys
 import time
@@ -205,7 +206,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
 def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
     """What `write_evaluation` wrote last: step, checkpoint, metrics by split; None if nothing."""
     try:
-        record = json.loads((Path(folder) / "evaluation.json").read_bytes())
+        record = _read_json(Path(folder) / "evaluation.json")
         if not all(isinstance(x, dict) for x in (record, *record["metrics"].values())):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
@@ -224,7 +225,7 @@ def write_evaluation(
         before = read_evaluation(folder)
         kept = before["metrics"] if before is not None and before.get("step") == step else {}
         record = {"step": step, "checkpoint": checkpoint, "metrics": kept | found}
-        write_text(folder / "evaluation.json", json.dumps(record, indent=2) + "\n")
+        _write_json(folder / "evaluation.json", record)
 
 
 # --- decodings.json ---
@@ -238,7 +239,7 @@ def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / "decodings.json"
     try:
-        records = json.loads(path.read_bytes())
+        records = _read_json(path)
         if not all(record["step"] >= 0 and record["inner"] for record in records):
             raise ValueError("a record without settings")
         if not all(record["metrics"] for record in records):
@@ -271,17 +272,49 @@ def write_decoding(
                 break
         else:
             records.append({"step": step, "inner": inner, "metrics": found})
-        write_text(folder / "decodings.json", json.dumps(records, indent=1) + "\n")
+        _write_json(folder / "decodings.json", records)
+
+
+def _write_json(path: Path, record: Any) -> None:
+    """Numbers that are not finite become null: JSON has no NaN."""
+
+    def finite(value):
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_text(path, json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    """What `_write_json` wrote, with NaN where a metric is null."""
+
+    def number(value):
+        if isinstance(value, list):
+            return [number(v) for v in value]
+        return math.nan if value is None else value
+
+    return json.loads(
+        path.read_bytes(), object_pairs_hook=lambda pairs: {k: number(v) for k, v in pairs}
+    )
 
 
 # --- what became of a run ---
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has done all its steps."""
+    """Whether a run has done all its steps, and saved the last.
+
+    Of a record that is kept without its checkpoints, the log says it.
+    """
     try:
         steps = read_record(folder)["config"]["steps"]
     except (UserError, KeyError):
+        return False
+    checkpoints = folder / "checkpoints"
+    if checkpoints.is_dir() and max(steps_in(checkpoints), default=-1) < steps:
         return False
     return any(line["step"] >= steps for line in read_metrics(folder, "val"))
 
@@ -295,7 +328,12 @@ def validation_curve(folder: str | Path, name: str) -> list[tuple[int, float, fl
     """Step, hours of training until then, and the metric `name`, at every evaluation of a run."""
     hours = _hours_by_step(folder)
     lines = read_metrics(folder, "val")
-    return [(x["step"], hours[x["step"]], x[name]) for x in lines if x["step"] in hours]
+    return [
+        (x["step"], hours[x["step"]], x[name])
+        for x in lines
+        # Null where it was not finite.
+        if x["step"] in hours and x[name] is not None
+    ]
 
 
 def _hours_by_step(folder: str | Path) -> dict[int, float]:

@@ -196,6 +196,10 @@ def refit_step(
         variables, batch, keys, stage=stage, axis_name=axis_name
     )
     loss, metrics, model_state = _mean_over(axis_name, (loss, dict(metrics), model_state))
+    # A batch that training left out, or would have, is left out here as well.
+    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((loss, model_state))]
+    good = jnp.all(jnp.stack(finite))
+    model_state = jax.tree.map(lambda a, b: jnp.where(good, a, b), model_state, average.model_state)
     new_state = state._replace(
         opt_state=average._replace(model_state=model_state), step=state.step + 1
     )

@@ -34,11 +34,12 @@ def test_published_networks_have_the_published_shape(name, backbone, size):
     assert latent.shape == (2, 512)
     params = dict(variables["params"])
     positions = (size // 64) ** 2
-    end = params.pop("end")
+    end, end_norm = params.pop("end"), params.pop("end_norm")
+    assert count(end_norm) == 2 * 512
     assert end["kernel"].shape == (2, 2, 512, 512 // positions)
     assert count(params) == backbone
-    # Mean and variance of every normalisation; stem, two a block, three shortcuts.
-    assert len(jax.tree.leaves(variables["batch_stats"])) == 2 * (1 + 2 * sum(STAGES[name]) + 3)
+    # Mean and variance of every normalisation; stem, two a block, three shortcuts, end.
+    assert len(jax.tree.leaves(variables["batch_stats"])) == 2 * (2 + 2 * sum(STAGES[name]) + 3)
 
 
 def random_variables(init, *args):
@@ -97,6 +98,7 @@ def reference(variables, images, first_stride=1):
             x = conv(x, p["shortcut"]["kernel"], stride, 0)
             x = norm(x, p["shortcut_norm"], s["shortcut_norm"])
         x = jnp.maximum(x + y, 0)
+    x = norm(x, params["end_norm"], stats["end_norm"])
     x = conv(x, params["end"]["kernel"], 2, 0) + params["end"]["bias"]
     return x.reshape(len(x), -1)
 
@@ -107,6 +109,23 @@ def test_it_is_the_published_network(tiny):
     chex.assert_trees_all_close(evaluate(variables, images), expected, atol=1e-4)
     # Floats in [0, 1] are the same images.
     chex.assert_trees_all_close(evaluate(variables, images / np.float32(255)), expected, atol=1e-4)
+
+
+def test_without_the_norm_before_the_end_it_is_as_with_one_that_does_nothing(tiny):
+    evaluate, _, images, variables = tiny
+    idle = {"scale": jnp.ones(32), "bias": jnp.zeros(32)}
+    unit = {"mean": jnp.zeros(32), "var": jnp.full(32, 1 - 1e-5)}
+    params, stats = variables["params"], variables["batch_stats"]
+    with_idle = {
+        "params": params | {"end_norm": idle},
+        "batch_stats": stats | {"end_norm": unit},
+    }
+    without = {
+        "params": {k: v for k, v in params.items() if k != "end_norm"},
+        "batch_stats": {k: v for k, v in stats.items() if k != "end_norm"},
+    }
+    found = jax.jit(ResNet(**TINY, end_norm=False, train=False).apply)(without, images)
+    chex.assert_trees_all_close(found, evaluate(with_idle, images), atol=1e-4)
 
 
 def test_a_first_stage_of_stride_2_leaves_the_grid_of_half_the_side():

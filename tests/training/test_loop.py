@@ -277,7 +277,7 @@ def _stop_after(folder: Path, step: int, **flags) -> None:
     try:
         trainer.run()
     finally:
-        trainer.checkpoints.close()
+        trainer.checkpoints.wait()
 
 
 def test_resume_with_nothing_there_starts_anew(tmp_path):
@@ -316,7 +316,7 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path):
     for step, loss in ((10, 5.0), (20, 1.0), (30, 2.0), (40, 3.0), (50, 4.0)):
         checkpoints.save({"x": np.full(3, float(step))}, step, {}, {"loss": loss})
     checkpoints.save({"x": np.full(3, 60.0)}, 60, {}, None)
-    checkpoints.close()
+    checkpoints.wait()
     again = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert again.steps() == [20, 50, 60]
     assert again.best_step() == 20

@@ -630,6 +630,6 @@ def test_a_checkpoint_has_its_name_only_once_all_of_it_is_synced(tmp_path, monke
     monkeypatch.setattr(Path, "rename", rename)
     store = Checkpoints(tmp_path / "checkpoints")
     store.save({"x": np.zeros(3)}, 1, {}, None)
-    store.close()
+    store.wait()
     assert renamed == [set()]
     assert str(tmp_path / "checkpoints") in synced

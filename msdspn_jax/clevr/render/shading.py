@@ -44,15 +44,6 @@ ROUGH_LIT = 0.9
 BOUNCE = ((0.156, 0.112), (0.352, 0.258), (0.242, 0.203))
 """Radiance on the ground by shape and material of the body, over albedo and side irradiance."""
 
-_ALBEDO = 0.8
-
-# Fitted against the reference renders (experiments/clevr/RENDERER.md says on which).
-SIDE_AMBIENT = 0.3
-ROUGH_LIT = 0.9
-AMBIENT = (0.0588, 0.04831, -0.00114, 0.01078, 0.11253, -0.0548, -0.2637, 0.02134, 0.15062)
-BOUNCE = ((0.156, 0.112), (0.352, 0.258), (0.242, 0.203))
-"""Radiance on the ground by shape and material of the body, over albedo and side irradiance."""
-
 _ALBEDO = np.array(COLOR_RGB, np.float32) / 255
 
 

@@ -1,7 +1,8 @@
 """A ray tracer for CLEVR scenes: a batch of scenes to images in one jitted call."""
 
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,6 @@ QUALITIES = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("size", "quality", "group"))
 def render(
     scenes: Scene,
     size: int | tuple[int, int] = 128,
@@ -70,24 +70,33 @@ def render(
     Raises:
         ValueError: a size or quality that does not exist.
     """
-    height, width, chosen = _checked(size, quality)
-    if scenes.positions.ndim != 3:
-        raise ValueError(f"scenes: expected one batch axis, got {scenes.positions.ndim - 2}")
-    scenes = jax.tree.map(jnp.asarray, scenes)
+    height, width = checked_size(size)
+    chosen = _check.lookup("quality", quality, QUALITIES)
+    if np.ndim(scenes.positions) != 3:
+        raise ValueError(f"scenes: expected one batch axis, got {np.ndim(scenes.positions) - 2}")
     if group is None:
         group = 1 if jax.default_backend() == "cpu" else 16
+    return _render(jax.tree.map(jnp.asarray, scenes), height, width, chosen, group)
 
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _render(scenes: Scene, height: int, width: int, quality: Quality, group: int):
     def one(scene):
-        image = _render_scene(scene, height, width, chosen)
+        image = _render_scene(scene, height, width, quality)
         return jnp.round(255 * image).astype(jnp.uint8)
 
     return map_scenes(one, scenes, group)
 
 
-def _checked(size: int | tuple[int, int], quality: str) -> tuple[int, int, Quality]:
-    height, width = (size, size) if isinstance(size, int) else size
-    _check.require_positive("size", min(height, width))
-    return height, width, _check.lookup("quality", quality, QUALITIES)
+def checked_size(size: Any) -> tuple[int, int]:
+    """Height and width of an image, of either or of the side of a square."""
+    try:
+        height, width = map(operator.index, size if np.ndim(size) else (size, size))
+    except (TypeError, ValueError):
+        height, width = 0, 0
+    if min(height, width) < 1:
+        raise ValueError(f"size: expected an integer >= 1 or (height, width), got {size!r}")
+    return height, width
 
 
 def _render_scene(

@@ -10,6 +10,7 @@ from functools import partial
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
@@ -91,7 +92,7 @@ def draw_sets(keys: Key[Array, " batch"], *, n: int, d: int) -> Float[Array, "ba
     """One set a key; the same key gives the same set."""
     if n < 1 or d < 1:
         raise ValueError(f"n, d: expected integers >= 1, got {n} and {d}")
-    return jax.vmap(lambda key: jax.random.normal(key, (n, d)))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, (n, d), jnp.float32))(keys)
 
 
 @partial(jax.jit, static_argnames=("n", "d"))

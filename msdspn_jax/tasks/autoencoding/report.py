@@ -176,13 +176,14 @@ def _told_apart(settings: dict[str, dict[str, Any]], rows: dict[str, Row]) -> li
 
 
 def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
-    # Seeds of one run come as their mean and population deviation, so that sums of squares add up.
+    # Seeds of one run come as their mean and sample deviation.
     counts = np.array([config.replicates for config, _, _ in members])
     # Null where it was not finite.
     means = np.array([last["loss"] for _, last, _ in members], float)
     variances = np.array([last.get("loss_std", 0.0) for _, last, _ in members], float) ** 2
-    mean = np.average(means, weights=counts)
-    variance = np.average(variances + (means - mean) ** 2, weights=counts)
+    mean, number = np.average(means, weights=counts), counts.sum()
+    squares = np.sum((counts - 1) * variances + counts * (means - mean) ** 2)
+    deviation = np.sqrt(squares / (number - 1)) if number > 1 else 0.0
     config, _, run = members[0]
     record = read_record(run)
     # Null where there was no time but that of compiling.
@@ -198,8 +199,8 @@ def _row(members: list[tuple[Any, dict[str, Any], Path]], folder: Path) -> Row:
         inner_steps=config.resolved_inner().num_steps,
         variant=variant_of(config),
         loss=float(mean),
-        deviation=float(np.sqrt(variance)),
-        replicates=int(counts.sum()),
+        deviation=float(deviation),
+        replicates=int(number),
         steps=config.steps,
         steps_per_second=float(np.median(speeds)) if speeds else float("nan"),
         devices=f"{', '.join(record['devices'])} × {record['num_devices']}",

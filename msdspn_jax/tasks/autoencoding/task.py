@@ -18,6 +18,7 @@ from msdspn_jax.tasks.autoencoding.config import AutoencoderConfig
 from msdspn_jax.tasks.autoencoding.model import autoencoder
 from msdspn_jax.tasks.evaluation import inner_scores, means, over_split
 from msdspn_jax.training.outer import outer_optimizer
+from msdspn_jax.training.state import run_keys
 from msdspn_jax.training.task import Task, Variables
 
 SetsAt = Callable[[Key[Array, ""], str, Int[Array, " batch"]], Float[Array, "batch n d"]]
@@ -81,7 +82,7 @@ def autoencoding_task(
     def figures(variables: Variables, folder: Path) -> None:
         from msdspn_jax import plots
 
-        sets = sets_at(jax.random.key(config.seed), "val", jnp.arange(_SHOWN))
+        sets = sets_at(run_keys(config.seed).evaluation, "val", jnp.arange(_SHOWN))
         minimum = jax.jit(lambda v, s: apply(v, s, **config.at_evaluation, return_trajectory=True))(
             variables, sets
         )

@@ -12,6 +12,15 @@ from msdspn_jax.training.config import Run, RunFlags, require_at_least, require_
 
 PUBLISHED_TRAIN_SIZE = 70_000
 _RATES = {"slot-attention": 4e-4, "slot-mlp": 4e-4}
+_SLOTS = ("slot_dim", "slot_iterations", "warmup_steps")
+_ENCODER = (
+    "encoder",
+    "encoder_width",
+    "encoder_stride",
+    "encoder_end_norm",
+    "compute_dtype",
+    "latent_dim",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +32,12 @@ class Config(TaskConfig):
     """
 
     experiment: ClassVar[str] = "clevr"
+    unread: ClassVar[dict[str, tuple[str, ...]]] = {
+        "idspn": _SLOTS,
+        "dspn": _SLOTS,
+        "slot-attention": (*_ENCODER, "hidden_dim", "rate_drop"),
+        "slot-mlp": (*_ENCODER, "slot_iterations", "rate_drop"),
+    }
 
     steps: int = 54_700
     """Training steps (one step: one batch)."""
@@ -70,6 +85,8 @@ class Config(TaskConfig):
     encoder_stride: Literal[1, 2] = 1
     """Stride of its first stage. Published: 1. With 2, the rest of it costs what it costs for
     images of half the side."""
+    encoder_end_norm: bool = True
+    """Batch normalisation before its end convolution, as published."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the image encoder's arithmetic; parameters, statistics and the inner loop stay
     in float32."""

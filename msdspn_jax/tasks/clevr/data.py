@@ -58,11 +58,11 @@ def load_split(config: Config, split: Literal["train", "val", "test"]):
     first, available = (limit, config.val_size) if split == "val" else (0, limit)
     if number is None or split == "test":
         number = min(number or available, available)
-    if not 0 < number <= available:
+    if first < 0 or not 0 < number <= available:
         raise UserError(
             f"{prepared}: expected at least {max(number, 1)} images for the {split} split, got "
-            f"{max(available, 0)} of {len(cache)} (val_size = {config.val_size} are held out of "
-            "the training split)"
+            f"{max(first if split == 'val' else available, 0)} of {len(cache)} (val_size ="
+            f" {config.val_size} are held out of the training split)"
         )
     chosen = slice(first, first + number)
     return cache.images[chosen], cache.objects[chosen, : config.set_size]

@@ -59,6 +59,7 @@ class Predictor:
                 c.encoder_width,
                 c.latent_dim,
                 c.encoder_stride,
+                c.encoder_end_norm,
                 train=train,
                 axis_name=axis_name,
                 dtype=jnp.dtype(c.compute_dtype),

@@ -26,6 +26,15 @@ class Config(TaskConfig):
     """Number the elements of a multiset within their classes: [a, b, b, a] to [a0, b0, b1, a1]."""
 
     experiment: ClassVar[str] = "numbering"
+    unread: ClassVar[dict[str, tuple[str, ...]]] = {
+        "idspn": ("width",),
+        "dspn": ("width",),
+        "deep-sets": ("width", "latent_dim"),
+        "transformer": ("hidden_dim", "latent_dim"),
+        "transformer-pe": ("hidden_dim", "latent_dim"),
+        "transformer-random-pe": ("hidden_dim", "latent_dim"),
+        "bilstm": ("hidden_dim", "latent_dim"),
+    }
 
     steps: int = 50_000
     """Training steps (one step: one batch)."""

@@ -52,10 +52,10 @@ def draw_classes(
     """
     check_sizes(n=n, num_classes=num_classes, classes_per_set=classes_per_set)
     if classes_per_set is None or classes_per_set == num_classes:
-        return jax.random.randint(key, (n,), 0, num_classes)
+        return jax.random.randint(key, (n,), 0, num_classes, jnp.int32)
     key_choice, key_elements = jax.random.split(key)
     chosen = jax.random.permutation(key_choice, num_classes)[:classes_per_set]
-    return chosen[jax.random.randint(key_elements, (n,), 0, classes_per_set)]
+    return chosen[jax.random.randint(key_elements, (n,), 0, classes_per_set, jnp.int32)]
 
 
 def draw_batch(

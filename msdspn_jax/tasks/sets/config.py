@@ -83,6 +83,8 @@ class Config(TaskConfig):
     """Encoder of images; that of vectors is an MLP, that of sets a set encoder."""
     encoder_width: int = 32
     """Channels of the image encoder's first stage."""
+    encoder_end_norm: bool = True
+    """Batch normalisation before the image encoder's end convolution."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the image encoder's arithmetic."""
     hidden_dim: int = 256

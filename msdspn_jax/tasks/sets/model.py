@@ -63,8 +63,8 @@ class Predictor:
         encoder: nn.Module
         if form.kind == "images":
             encoder = ResNet(
-                STAGES[c.encoder], c.encoder_width, c.latent_dim, train=train, axis_name=axis_name,
-                dtype=jnp.dtype(c.compute_dtype),
+                STAGES[c.encoder], c.encoder_width, c.latent_dim, end_norm=c.encoder_end_norm,
+                train=train, axis_name=axis_name, dtype=jnp.dtype(c.compute_dtype),
             )  # fmt: skip
         elif form.kind == "sets":
             pool = inner.pool or "fspool"

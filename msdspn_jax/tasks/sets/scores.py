@@ -79,8 +79,10 @@ def predict_all(
     run = _runner(predictor, inner_steps)
 
     def of_batch(index):
-        numbers = jnp.asarray(index) if key_each else jnp.zeros(len(index), int)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+        if key_each:
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(index))
+        else:
+            keys = jnp.broadcast_to(key, (len(index),))
         return run(variables, {name: array[index] for name, array in arrays.items()}, keys)
 
     size = batch_size or predictor.config.batch_size
