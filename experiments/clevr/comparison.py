@@ -13,6 +13,7 @@ from pathlib import Path
 
 from msdspn_jax import plots
 from msdspn_jax.clevr.metrics import AP_THRESHOLDS
+from msdspn_jax.tasks.clevr.report import PROTOCOLS
 from msdspn_jax.tasks.summary import put_into
 from msdspn_jax.training.run_folder import read_evaluation, read_metrics, read_record
 
@@ -46,24 +47,25 @@ def seeds_of(folder, names):
 
 
 def table(found):
-    """Markdown: average precision per image by model, seeds side by side, %."""
+    """Markdown: average precision by model and protocol, seeds side by side, %."""
     heads = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
     heads += [f"AP0.5, validation, {n} inner steps" for n in INNER_STEPS]
     lines = [
-        "| model | seeds | steps | " + " | ".join(heads) + " |",
+        "| model | steps | protocol | " + " | ".join(heads) + " |",
         "|---" * (3 + len(heads)) + "|",
     ]
     for label, seeds in found.items():
         steps = "; ".join(f"{steps:,}" for steps, *_ in seeds)
-        cells = [
-            "; ".join(f"{100 * scores[f'ap_{t:g}']:.1f}" for _, scores, *_ in seeds)
-            for t in AP_THRESHOLDS
-        ]
-        cells += [
-            "; ".join(f"{100 * by[n]['ap_0.5']:.1f}" for *_, by in seeds if n in by)
-            for n in INNER_STEPS
-        ]
-        lines.append(f"| {label} | {len(seeds)} | {steps} | " + " | ".join(cells) + " |")
+        for prefix, protocol in PROTOCOLS.items():
+            cells = [
+                "; ".join(f"{100 * scores[f'{prefix}_{t:g}']:.1f}" for _, scores, *_ in seeds)
+                for t in AP_THRESHOLDS
+            ]
+            cells += [
+                "; ".join(f"{100 * by[n][f'{prefix}_0.5']:.1f}" for *_, by in seeds if n in by)
+                for n in INNER_STEPS
+            ]
+            lines.append(f"| {label} | {steps} | {protocol} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

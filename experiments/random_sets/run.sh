@@ -19,7 +19,8 @@ train() { # n, inner steps, variant, seed, further flags
   local name="n$1-steps$2-$3-seed$4" model=(--model idspn --inner.momentum 0.9)
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
   case $3 in
-    dspn*) model=(--model dspn --inner.momentum 0) ;;
+    # With momentum, as in the authors' chart; their training script has it at 0.
+    dspn*) model=(--model dspn --inner.momentum 0.9) ;;
     idspn-plain*) model=(--model idspn --inner.momentum 0) ;;
   esac
   $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \

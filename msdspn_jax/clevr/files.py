@@ -292,8 +292,12 @@ class ClevrFolder:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names and the sets; the images are not read."""
-        return digest(json.dumps(self.file_names).encode(), self.objects.tobytes())
+        """Of the names, the sets, and size and time of every image; the images are not read."""
+        images = {entry.name: entry.stat() for entry in os.scandir(self.image_folder)}
+        seen = [images.get(Path(name).name) for name in self.file_names]
+        files = [(x.st_size, x.st_mtime_ns) if x else None for x in seen]
+        names = json.dumps([str(self.root.resolve()), self.file_names, files])
+        return digest(names.encode(), self.objects.tobytes())
 
     def __len__(self) -> int:
         return len(self.file_names)

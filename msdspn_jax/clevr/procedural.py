@@ -53,7 +53,8 @@ def procedural_examples(
     """
     _check.require_rank("keys", keys, 1, "batch")
     _check.require_choice("quality", quality, QUALITIES)
-    return _examples(keys, checked_size(size), quality, group, checked_num_objects(num_objects))
+    with jax.enable_x64(False):
+        return _examples(keys, checked_size(size), quality, group, checked_num_objects(num_objects))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))

@@ -31,25 +31,22 @@ TRIES = 50
 MIN_PIXELS = 200
 CAMERA_JITTER = 0.5
 LAMP_JITTER = 1.0
-#: Fixed, so that a key has the same scene where JAX has 64 bits.
-FLOAT, INT = jnp.float32, jnp.int32
 
 
 def place_objects(key: Key[Array, ""], count: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
     """Places [10, 2] and sizes [10] by the generator's law; a round draws an object's 50 tries."""
 
     def start(key):
-        places, sizes = jnp.zeros((MAX_OBJECTS, 2), FLOAT), jnp.zeros(MAX_OBJECTS, INT)
-        return key, jnp.zeros((), INT), places, sizes
+        return key, jnp.int32(0), jnp.zeros((MAX_OBJECTS, 2)), jnp.zeros(MAX_OBJECTS, jnp.int32)
 
     def place(state):
         key, n, places, sizes = state
         key, size_key, place_key = jax.random.split(key, 3)
-        size = jax.random.randint(size_key, (), 0, len(SIZES), INT)
-        tries = jax.random.uniform(place_key, (TRIES, 2), FLOAT, -EXTENT, EXTENT)
+        size = jax.random.randint(size_key, (), 0, len(SIZES))
+        tries = jax.random.uniform(place_key, (TRIES, 2), minval=-EXTENT, maxval=EXTENT)
         offset = tries[:, None] - places[None]
         distance = jnp.sqrt(jnp.sum(offset**2, axis=-1))
-        radius = jnp.asarray(RADII, FLOAT)
+        radius = jnp.asarray(RADII)
         good = distance - radius[sizes] - radius[size] >= MIN_DISTANCE
         for direction in (RIGHT, BEHIND):
             along = jnp.abs(jnp.sum(offset * direction[:2], axis=-1))
@@ -71,13 +68,13 @@ def sample_scene(
     """Draw one scene; ``jax.vmap`` and ``jax.jit`` apply. See :func:`sample_scenes_from_keys`."""
     fewest, most = checked_num_objects(num_objects)
     count_key, camera_key, lamp_key, key = jax.random.split(key, 4)
-    count = jax.random.randint(count_key, (), fewest, most + 1, INT)
+    count = jax.random.randint(count_key, (), fewest, most + 1)
     present = jnp.arange(MAX_OBJECTS) < count
-    camera = jnp.asarray(MEAN_CAMERA, FLOAT) + jax.random.uniform(
-        camera_key, (3,), FLOAT, -CAMERA_JITTER, CAMERA_JITTER
+    camera = jnp.asarray(MEAN_CAMERA) + jax.random.uniform(
+        camera_key, (3,), minval=-CAMERA_JITTER, maxval=CAMERA_JITTER
     )
-    lamps = jnp.asarray(MEAN_LAMPS, FLOAT) + jax.random.uniform(
-        lamp_key, (3, 3), FLOAT, -LAMP_JITTER, LAMP_JITTER
+    lamps = jnp.asarray(MEAN_LAMPS) + jax.random.uniform(
+        lamp_key, (3, 3), minval=-LAMP_JITTER, maxval=LAMP_JITTER
     )
 
     def attempt(state):
@@ -85,9 +82,9 @@ def sample_scene(
         key, place_key, shape_key, color_key, material_key, rotation_key = jax.random.split(key, 6)
         places, size = place_objects(place_key, count)
         draw = lambda key, names: jnp.where(  # noqa: E731
-            present, jax.random.randint(key, (MAX_OBJECTS,), 0, len(names), INT), 0
+            present, jax.random.randint(key, (MAX_OBJECTS,), 0, len(names)), 0
         )
-        positions = jnp.concatenate([places, jnp.asarray(RADII, FLOAT)[size][:, None]], axis=1)
+        positions = jnp.concatenate([places, jnp.asarray(RADII)[size][:, None]], axis=1)
         return key, Scene(
             positions=jnp.where(present[:, None], positions, 0.0),
             shape=draw(shape_key, SHAPES),
@@ -95,7 +92,7 @@ def sample_scene(
             material=draw(material_key, MATERIALS),
             color=draw(color_key, COLORS),
             rotation=jnp.where(
-                present, jax.random.uniform(rotation_key, (MAX_OBJECTS,), FLOAT, maxval=360.0), 0.0
+                present, jax.random.uniform(rotation_key, (MAX_OBJECTS,), maxval=360.0), 0.0
             ),
             present=present,
             camera=camera,
@@ -146,7 +143,8 @@ def sample_scenes_from_keys(
     _check.require_rank("keys", keys, 1, "batch")
     if group is None:
         group = 1 if jax.default_backend() == "cpu" else 128
-    return _sample(keys, group, checked_num_objects(num_objects))
+    with jax.enable_x64(False):  # A key has the same scene where JAX has 64 bits.
+        return _sample(keys, group, checked_num_objects(num_objects))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -12,7 +12,7 @@ from msdspn_jax._check import AnyArray
 
 
 class BiLSTM(nn.Module):
-    """Stacked bidirectional LSTMs, then a linear layer on every element (paper, section 4.1).
+    """Stacked bidirectional LSTMs between linear layers on every element (paper, section 4.1).
 
     Attributes:
         output_dim: width of the output.
@@ -32,7 +32,7 @@ class BiLSTM(nn.Module):
         def cell():
             return nn.OptimizedLSTMCell(self.width, param_dtype=dtype)
 
-        hidden: Any = sets
+        hidden: Any = nn.Dense(self.width, name="embedding")(sets)
         for layer in range(self.num_layers):
             hidden = nn.Bidirectional(
                 nn.RNN(cell(), name=f"forward_{layer}"), nn.RNN(cell(), name=f"backward_{layer}")

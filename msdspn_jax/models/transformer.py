@@ -2,8 +2,8 @@
 
 Layers as in Vaswani et al. (NeurIPS 2017, arXiv 1706.03762): attention, then a feed-forward part,
 each with a residual connection and layer normalisation after it; no dropout. Encoder and decoder
-both see the input set, and no attention is masked, so that without position encoding the network
-is set-equivariant.
+both see the input set, both end in a layer normalisation, and no attention is masked, so that
+without position encoding the network is set-equivariant.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Transformer(nn.Module):
 
     Attributes:
         output_dim: width of the output.
-        position_encoding: "none" (set-equivariant); "sinusoidal", added to the inputs of encoder
-            and decoder; or "random": half of the width of the decoder's input is α + exp(β) ε
-            with learned scalars α, β and ε ~ N(0, 1) from `noise`.
+        position_encoding: "none" (set-equivariant); "sinusoidal", added to the input of the
+            decoder; or "random": half of the width of that input is α + exp(β) ε with learned
+            scalars α, β and ε ~ N(0, 1) from `noise`.
         width: width of the hidden features.
         num_layers: layers in the encoder, and as many in the decoder.
         num_heads: attention heads.
@@ -98,8 +98,7 @@ class Transformer(nn.Module):
         source = nn.Dense(self.width, name="encoder_embedding")(sets)
         target = nn.Dense(self.width - self.noise_width, name="decoder_embedding")(sets)
         if self.position_encoding == "sinusoidal":
-            encoding = sinusoidal_encoding(sets.shape[-2], self.width)
-            source, target = source + encoding, target + encoding
+            target = target + sinusoidal_encoding(sets.shape[-2], self.width)
         elif self.position_encoding == "random":
             expected = (*sets.shape[:-1], self.noise_width)
             if noise is None:
@@ -112,8 +111,10 @@ class Transformer(nn.Module):
             source = TransformerLayer(
                 self.num_heads, self.feed_forward_dim, name=f"encoder_{layer}"
             )(source)
+        source = nn.LayerNorm(name="encoder_norm")(source)
         for layer in range(self.num_layers):
             target = TransformerLayer(
                 self.num_heads, self.feed_forward_dim, name=f"decoder_{layer}"
             )(target, source)
+        target = nn.LayerNorm(name="decoder_norm")(target)
         return nn.Dense(self.output_dim, name="output")(target)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from msdspn_jax.clevr.objects import decode
-from msdspn_jax.clevr.procedural import procedural_batch, procedural_examples
+from msdspn_jax.clevr.procedural import ProceduralScenes, procedural_batch, procedural_examples
 
 
 @pytest.mark.slow
@@ -18,3 +18,21 @@ def test_procedural_batch_is_a_function_of_its_keys():
     chex.assert_trees_all_equal((images[::-1], objects[::-1]), again)
     assert len(decode(objects[0])) >= 3
     assert np.asarray(images).std() > 5
+
+
+def test_a_key_has_the_same_scene_where_jax_has_64_bits():
+    keys = jax.random.split(jax.random.key(3), 1)
+    narrow = procedural_examples(keys, 16, quality="fast")
+    with jax.enable_x64(True):
+        wide = procedural_examples(keys, 16, quality="fast")
+    chex.assert_trees_all_equal(narrow, wide)
+
+
+def test_scenes_that_cannot_be_drawn_are_named_when_described():
+    for options, words in (
+        ({"num_objects": (3, 11)}, "num_objects: expected"),
+        ({"quality": "x"}, "quality: expected one of"),
+        ({"size": 0}, "size: expected an integer >= 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ProceduralScenes("train", 2, **options)

@@ -171,5 +171,5 @@ def test_the_coarse_cast_decides_as_the_exact_one_does():
 
 
 def test_batch_must_be_positive():
-    with pytest.raises(ValueError, match="batch: expected a number > 0, got 0"):
+    with pytest.raises(ValueError, match="batch: expected an integer >= 1, got 0"):
         sampling.sample_scenes(jax.random.key(0), 0)

@@ -55,6 +55,16 @@ def test_plain_entries_get_the_mean_setting():
     np.testing.assert_array_equal(scene.lamps, MEAN_LAMPS)
 
 
+def _rolled(entry):
+    matrix = np.array(entry["camera"]["matrix_world"])
+    matrix[:3, :2] = np.stack([matrix[:3, 1], -matrix[:3, 0]], axis=1)
+    entry["camera"]["matrix_world"] = matrix.tolist()
+
+
+def _straight_above(entry):
+    entry["camera"] = {"location": [0.0, 0.0, 10.0]}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -63,6 +73,9 @@ def test_plain_entries_get_the_mean_setting():
         (lambda e: e.update(camera=[1, 2]), "camera: expected a location"),
         (lambda e: e["camera"].update(location=[1.0, float("nan"), 2.0]), "camera.location"),
         (lambda e: e["camera"].update(location=[5.0, 5.0, 5.0]), "looks at the origin"),
+        (lambda e: e["camera"].update(lens_mm=70), "camera.lens_mm: expected 35"),
+        (_rolled, "expected a level camera"),
+        (_straight_above, "straight above the origin"),
         (lambda e: e["lights"].pop("Lamp_Key"), "Lamp_Key"),
         (lambda e: e["lights"].update(Lamp_Back="on"), "Lamp_Back: expected a location"),
         (lambda e: e["lights"]["Lamp_Fill"].update(location="high"), "Lamp_Fill"),

@@ -92,6 +92,15 @@ def test_flags_of_all_tasks_are_kept(task):
     assert (config.safety.skip_bad_steps, config.safety.max_inner_energy) == (12, 13.0)
 
 
+def test_image_encoders_had_no_norm_before_the_end():
+    assert tasks.load("clevr").Config().encoder_end_norm
+    assert not read("clevr").encoder_end_norm
+    recorded = json.loads(json.dumps(tasks.load("clevr").Config().to_dict()))
+    del recorded["encoder_end_norm"]
+    assert not modernise("clevr", recorded)["encoder_end_norm"]
+    assert modernise("clevr", recorded | {"encoder_end_norm": True})["encoder_end_norm"]
+
+
 def test_settings_of_the_inner_loop_are_kept():
     config = read(
         "random-sets", inner_steps=3, eval_inner_steps=4, inner_learning_rate=2.0, momentum=0.0,

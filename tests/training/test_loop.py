@@ -21,7 +21,7 @@ from msdspn_jax.errors import UserError
 from msdspn_jax.trained import run
 from msdspn_jax.training import logging, loop, run_folder, state
 from msdspn_jax.training.checkpoints import Checkpoints, checksum, is_disk_full
-from msdspn_jax.training.config import TrainConfig
+from msdspn_jax.training.config import TrainConfig, from_dict
 from msdspn_jax.training.task import epoch_positions
 
 training_tasks.register()
@@ -385,8 +385,14 @@ def test_all_checkpoints_damaged_is_an_error_that_names_them(tmp_path):
     outcome = train(tmp_path / "run")
     for path in (outcome.folder / "checkpoints").iterdir():
         _damage(path, "emptied")
+    before = run_folder.read_metrics(outcome.folder)
     with pytest.raises(UserError, match=r"no checkpoint can be read:\n(.*\n)*.*checkpoints/20: "):
         train(outcome.folder, resume=True)
+    # Nor is the next attempt a new beginning over what there was.
+    for resume in (True, "auto"):
+        with pytest.raises(UserError, match="no checkpoint is left but damaged ones, in "):
+            train(outcome.folder, resume=resume)
+    assert run_folder.read_metrics(outcome.folder) == before
 
 
 def test_checksum_sees_values_shapes_and_types():
@@ -397,6 +403,62 @@ def test_checksum_sees_values_shapes_and_types():
 
 
 # --- guard rails ---
+
+
+def test_a_run_without_its_last_checkpoint_is_not_finished(tmp_path):
+    outcome = train(tmp_path / "run")
+    assert run_folder.is_finished(outcome.folder)
+    shutil.rmtree(outcome.folder / "checkpoints" / "20")
+    assert not run_folder.is_finished(outcome.folder)
+    shutil.rmtree(outcome.folder / "checkpoints")  # A record, kept without them.
+    assert run_folder.is_finished(outcome.folder)
+
+
+def test_validation_curve_leaves_out_what_is_not_finite(tmp_path):
+    outcome = train(tmp_path / "run")
+    file = outcome.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        if (line["split"], line["step"]) == ("val", 10):
+            line["loss"] = None
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [step for step, *_ in run_folder.validation_curve(outcome.folder, "loss")] == [20]
+
+
+def test_scores_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
+    run_folder.write_evaluation(tmp_path, 3, "best", {"test": {"loss": float("nan"), "ap": 0.5}})
+    assert "NaN" not in (tmp_path / "evaluation.json").read_text()
+    found = run_folder.read_evaluation(tmp_path)
+    assert found is not None
+    np.testing.assert_equal(found["metrics"]["test"], {"loss": np.nan, "ap": 0.5})
+    run_folder.write_decoding(tmp_path, 3, {"num_steps": 4}, {"val": {"loss": [1.0, float("nan")]}})
+    (decoding,) = run_folder.read_decodings(tmp_path)
+    np.testing.assert_equal(decoding["metrics"], {"val": {"loss": [1.0, np.nan]}})
+
+
+def test_seeds_without_a_good_step_do_not_hide_the_others():
+    window = logging.Window(2)
+    window.add({"loss": np.array([[1.0, 5.0], [3.0, 5.0]])}, np.array([[0, 1], [0, 1]]))
+    assert window.summary() == {"loss": 2.0}
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "abc"}, "seed: expected an integer"),
+        ({"seed": -1}, "seed: expected an integer >= 0"),
+        ({"seed": 2**32 - 1, "replicates": 2}, "seed: expected less than"),
+        ({"batch_norm": "no"}, "batch_norm: expected one of True, False, got 'no'"),
+        ({"outer": {"optimizer": "sgd"}}, "optimizer: expected one of 'adam', 'muon', got 'sgd'"),
+        ({"outer": {"decay_steps": 5}}, "decay_steps: expected none with schedule published"),
+        ({"devices": {"parallel": "all"}}, "parallel: expected one of 'none'"),
+        ({"run": {"resume": "maybe"}}, "resume: expected one of 'auto', True, False"),
+    ],
+)
+def test_words_that_no_field_takes_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(training_tasks.Config, changes)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +490,25 @@ def test_bad_step_is_left_out_and_counted_if_asked(tmp_path):
     steps = [x["step"] for x in history(with_bad.folder) if x["split"] == "train"]
     assert 14 not in steps
     assert 15 in steps
+
+
+def test_going_on_with_fewer_skips_allowed_keeps_the_step(tmp_path):
+    outer = {"outer": dataclasses.replace(training_tasks.Config().outer, average=0.9)}
+    flags = {"bad_step": 3, "batch_norm": True} | outer
+    whole = train(tmp_path / "a", skip_bad_steps=1, **flags)
+    train(tmp_path / "b", steps=10, skip_bad_steps=1, **flags)
+    end = train(tmp_path / "b", resume=True, allow_config_change=True, skip_bad_steps=0, **flags)
+    assert int(end.state.step) == 20
+    chex.assert_trees_all_equal(end.state, whole.state)
+
+
+def test_a_batch_left_out_is_left_out_of_averaged_statistics(tmp_path):
+    outer = dataclasses.replace(training_tasks.Config().outer, average=0.9)
+    flags = {"outer": outer, "batch_norm": True, "bad_step": 13}
+    outcome = train(tmp_path / "run", skip_bad_steps=1, **flags)
+    average = outcome.state.opt_state
+    assert average.model_state["count"] == outcome.state.model_state["count"] + 19
+    chex.assert_tree_all_finite(average.model_state)
 
 
 def test_skipped_step_leaves_parameters_untouched(tmp_path):

@@ -76,7 +76,8 @@ def render(
         raise ValueError(f"scenes: expected one batch axis, got {np.ndim(scenes.positions) - 2}")
     if group is None:
         group = 1 if jax.default_backend() == "cpu" else 16
-    return _render(jax.tree.map(jnp.asarray, scenes), height, width, chosen, group)
+    with jax.enable_x64(False):
+        return _render(jax.tree.map(jnp.asarray, scenes), height, width, chosen, group)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))

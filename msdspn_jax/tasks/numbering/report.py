@@ -366,8 +366,8 @@ def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
 
 
 def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
-    """Rows for the README, on 640 samples at every n: the best iDSPN and DSPN, and the best of the
-    other models.
+    """Rows for the README, on 640 samples at every n: the iDSPN, the DSPN and the other model that
+    are best on validation, with their scores on the test split.
     """
     return [
         result
@@ -378,19 +378,30 @@ def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
 
 def _summary_at(set_size: int, scores: Sequence[Scores]) -> list[Result]:
     best: dict[str, tuple[Cell, Row]] = {}
+    members, highest = rows_of(scores), defaultdict(lambda: -1.0)
     for row, cells in table(scores).items():
-        cell = cells.get(640)
         name = row.model if row.model in ("idspn", "dspn") else "baseline"
-        if cell and not row.augmented and cell > best.get(name, (Cell(-1, 0, 0),))[0]:
-            best[name] = (cell, row)
+        # Chosen on validation: the best of several on the test split would flatter.
+        found = _on_validation(members[row])
+        if 640 in cells and found > highest[name]:
+            best[name], highest[name] = (cells[640], row), found
     if "idspn" not in best:
         return []
-    members = rows_of(scores)
     return [
         _result(set_size, name, *best[name], members[best[name][1]])
         for name in ("idspn", "dspn", "baseline")
         if name in best
     ]
+
+
+def _on_validation(members: Sequence[Scores]) -> float:
+    """The best macro accuracy of every run on 640 samples during training, their mean."""
+    curves = [
+        validation_curve(score.folder, "macro_accuracy")
+        for score in members
+        if _train_size(score.config) == 640
+    ]
+    return float(np.mean([max((x for *_, x in curve), default=0.0) for curve in curves or [()]]))
 
 
 def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Scores]) -> Result:
@@ -400,7 +411,10 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
     more = f"; decoded with {other.words}: {other.cells['test']}" if other else ""
     config, at_64 = members[0].config, set_size == 64
     length = f"{config.steps:,} steps of {config.batch_size}"
-    size = ["640 samples", length + ", not 50,000" * (at_64 and config.steps < 50_000)]
+    size = [
+        "640 samples" + ", permuted" * row.augmented,
+        length + ", not 50,000" * (at_64 and config.steps < 50_000),
+    ]
     if row.training not in ("", length):
         size.append(row.training.replace(f"{length}, ", ""))
     published = at_64 and 640 in PUBLISHED.get(row.model, {})
