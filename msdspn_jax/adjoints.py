@@ -363,7 +363,8 @@ def identity() -> Identity:
 
     The default for training. It costs one mixed second derivative and no products with H, in
     constant memory. Its direction is biased where the curvature of the energy differs between
-    directions.
+    directions, and its length by the curvature where that is not about 1: energies that are trained
+    with it adapt, for a fixed one of your own take another.
 
     A second derivative applies the rule again: it is that of ∂T/∂θ at the minimum, where the
     minimum moves as the rule says.
@@ -420,7 +421,7 @@ def exact(*, method: str = "auto") -> Exact:
 
     Args:
         method: "dense" builds the matrix I − ∂T/∂Y, which takes n · d products with H and (n · d)²
-            numbers a set, and factorises it. "cg" solves its normal equations by conjugate
+            numbers per set, and factorises it. "cg" solves its normal equations by conjugate
             gradients, in little memory; they square the condition number, so in float32 it is right
             up to some 10³ of it: use float64 above. "auto" is dense up to n · d = 1024, else "cg".
             The dense way solves for 16-bit sets in float32.

@@ -97,9 +97,9 @@ class Minimum(NamedTuple):
         sets: Y*, the final iterates.
         energy: E(Y*), without derivative.
         gradient_norm: l2 norm over (n, d) of proj(Y* − ∇E(Y*)) − Y*; without a projection that is
-            the norm of ∇E. Large or not finite: the loop has not converged. With a projection,
-            what is below the spacing of the numbers near Y is lost: in 16 bits a tolerance of
-            less means that sets have stopped moving.
+            the norm of ∇E. It has the scale of the energy: compare it within one problem. With a
+            projection, what is below the spacing of the numbers near Y is lost: in 16 bits a
+            tolerance of less means that sets have stopped moving.
         num_steps: steps that each set took; fewer than asked for only with a tolerance.
         status: a `Status` for every set.
         trajectory: all iterates, if asked for.
@@ -334,10 +334,11 @@ def minimise(
             derivative in it, as `jax.nn.relu` has one: for each other function).
         params: pytree θ. Differentiable.
         context: pytree, usually a `Context`; the first axis of each array is the batch.
-            Differentiable.
+            Differentiable. Mind the order: an energy takes the sets before the context.
         initial_sets: where the descent starts. Gets a gradient with `unrolled` only: a minimum does
             not depend on where the descent started.
-        optimizer: any optax transformation; it sees the whole batch as one array, so it should act
+        optimizer: any optax transformation. The default suits `latent_energy`; for another energy
+            the step must be below about 1.36 / (largest curvature), see `suggest_step_size`. It sees the whole batch as one array, so it should act
             elementwise (sgd, adam, …) or on every set by itself (`anderson`). Optimisers that ask
             for value, gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the
             energy summed over the batch; with a line search under an implicit adjoint only, since

@@ -22,7 +22,7 @@ def numbering_accuracy(
 ) -> NumberingAccuracy:
     """Accuracy of class-specific numbering (paper, section 4.1), by argmax of matched elements.
 
-    It can be jitted and returns one number a set.
+    It can be jitted and returns one number per set.
 
     Args:
         prediction: points or logits; the largest entry of an element is its number.

@@ -78,7 +78,7 @@ def suggest_step_size(
 
     On a quadratic with largest curvature λ, gradient descent with Nesterov momentum μ is stable for
     step sizes below (2 + 2μ) / ((1 + 2μ) λ), which is 2/λ without momentum. λ is found by power
-    iteration on Hessian-vector products, n · d numbers a set in memory. Energies of this library
+    iteration on Hessian-vector products, n · d numbers per set in memory. Energies of this library
     are means over features and entries, so curvatures are small and the paper's step size of 1 is
     usually far below the limit at initialisation; what goes wrong in practice is a step so small
     that the set hardly moves, which `StepSize.movement` shows.

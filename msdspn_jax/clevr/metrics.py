@@ -200,7 +200,7 @@ def mean_by_number_of_objects(
     """
     values, target = np.asarray(values, np.float64), np.asarray(target)
     if len(values) != len(target):
-        raise ValueError(f"values: expected one row an image, {len(target)}, got {len(values)}")
+        raise ValueError(f"values: expected one row per image, {len(target)}, got {len(values)}")
     num_real = (target[..., layout.presence] > PRESENCE_THRESHOLD).sum(axis=1)
     numbers = np.unique(num_real[num_real > 0])
     return {int(number): values[num_real == number].mean(axis=0) for number in numbers}

@@ -89,7 +89,7 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     for reason in run.damaged:
         print(f"left out: {reason}", file=sys.stderr)
     task = _decoding_otherwise(run, decoding) if decoding else run.task
-    # By split and metric, one number a seed.
+    # By split and metric, one number per seed.
     scores: dict[str, dict[str, list[float]]] = {}
     for split in options.split or ("val", "test"):
         try:

@@ -5,9 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from msdspn_jax._check import AnyArray, require_choice
+from msdspn_jax._check import AnyArray, is_traced, require_choice
 from msdspn_jax.models.convolution import conv_general_dilated, max_pool
 
 #: Blocks in each of the four stages.
@@ -33,7 +34,7 @@ class ResNet(nn.Module):
     not have, makes the grid, and all work after the stem, that of images of half the side.
 
     Attributes:
-      stage_sizes: basic blocks a stage, see `STAGES`.
+      stage_sizes: basic blocks per stage, see `STAGES`.
       width: channels of the first stage, doubled at each of the next (64 as published).
       latent_dim: length of the latent vector; a multiple of the number of positions.
       first_stride: stride of the first stage, 1 or 2.
@@ -171,10 +172,14 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Co
 def unit_range(
     images: UInt8[AnyArray, "*batch"] | Float[AnyArray, "*batch"],
 ) -> Float[Array, "*batch"]:
-    """Bytes to [0, 1]; floats as they are."""
+    """Bytes to [0, 1]; floats as they are, refused where they are seen to be others."""
+    if jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        if not is_traced(images) and np.max(images, initial=0) > 1:
+            raise ValueError(
+                f"images: expected uint8 or floats in [0, 1], got {np.max(images):g}"
+            )
+        return jnp.asarray(images)
     images = jnp.asarray(images)
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images
     if images.dtype != jnp.uint8:
         raise TypeError(f"images: expected uint8 or floats in [0, 1], got dtype {images.dtype}")
     return images.astype(jnp.float32) / 255

@@ -171,7 +171,13 @@ class SetDecoder(nn.Module):
             (1,)
         """
         params = variables.get("params", variables)
-        params = params.get("decoder", params)["energy_encoder"]
+        params = params.get("decoder", params)
+        if "energy_encoder" not in params:
+            raise ValueError(
+                "variables: expected those of a SetDecoder or SetPredictor (of a larger model, its"
+                f" part: variables['params']['decoder']), got {', '.join(map(str, params))}"
+            )
+        params = params["energy_encoder"]
         return self._energy(self._encoder(params["output"]["bias"].shape[-1])), params
 
     def _encoder(self, latent_dim: int) -> SetEncoder:

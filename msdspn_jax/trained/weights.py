@@ -118,6 +118,8 @@ class Model(NamedTuple):
     ) -> Any:
         """Objects [batch, n, 19] of images [batch, size, size, 3]; jittable.
 
+        Images are uint8, or floats in [0, 1].
+
         The last feature is the score: of a calibrated model the probability of being right, of
         another the presence as it is. Every image starts from the same key: what is predicted for
         it then depends neither on its place in the batch nor on the others.

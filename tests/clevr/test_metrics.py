@@ -191,7 +191,7 @@ def test_means_by_number_of_objects():
     target[0, :2, 18] = target[1, :2, 18] = target[2, :5, 18] = 1
     means = metrics.mean_by_number_of_objects([1.0, 3.0, 7.0], target)
     assert means == {2: 2.0, 5: 7.0}
-    with pytest.raises(ValueError, match="values: expected one row an image, 3, got 1"):
+    with pytest.raises(ValueError, match="values: expected one row per image, 3, got 1"):
         metrics.mean_by_number_of_objects([1.0], target)
 
 

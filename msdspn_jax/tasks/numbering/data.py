@@ -69,7 +69,7 @@ def draw_batch(
     """Draw one multiset a key, with its numbers.
 
     Args:
-        keys: one key a multiset; the same key gives the same multiset.
+        keys: one key per multiset; the same key gives the same multiset.
         n: set size; the numbers are one-hot in n dimensions.
         num_classes: classes there are.
         classes_per_set: see `draw_classes`.
