@@ -338,11 +338,12 @@ def minimise(
         initial_sets: where the descent starts. Gets a gradient with `unrolled` only: a minimum does
             not depend on where the descent started.
         optimizer: any optax transformation. The default suits `latent_energy`; for another energy
-            the step must be below about 1.36 / (largest curvature), see `suggest_step_size`. It sees the whole batch as one array, so it should act
-            elementwise (sgd, adam, …) or on every set by itself (`anderson`). Optimisers that ask
-            for value, gradient and value function (``optax.lbfgs``, ``optax.polyak_sgd``) get the
-            energy summed over the batch; with a line search under an implicit adjoint only, since
-            its loop has no reverse derivative.
+            the step must be below about 1.36 / (largest curvature), see `suggest_step_size`. It
+            sees the whole batch as one array, so it should act elementwise (sgd, adam, …) or on
+            every set by itself (`anderson`). Optimisers that ask for value, gradient and value
+            function (``optax.lbfgs``, ``optax.polyak_sgd``) get the energy summed over the batch;
+            with a line search under an implicit adjoint only, since its loop has no reverse
+            derivative.
         num_steps: upper bound on the steps, ≥ 1. May be a traced integer if the adjoint is
             implicit.
         projection: maps [batch, n, d] to the nearest feasible sets, e.g. `simplex`. Implicit

@@ -31,9 +31,9 @@ class Inner:
     """How a set is decoded: the settings of the inner minimisation, and how the energy pools.
 
     A field that is None has its default. In an experiment that is the published setting of the
-    model, see `published_inner`; in a `SetDecoder` by itself it is that of `DEFAULTS`. Fields late_*
-    and eval_* are read by ``msdspn train`` alone: in code, give a `SetDecoder` ``num_steps=`` and
-    ``num_starts=`` at the call.
+    model, see `published_inner`; in a `SetDecoder` by itself it is that of `DEFAULTS`. What begins
+    with late or eval is read by ``msdspn train`` alone: in code, give a `SetDecoder` ``num_steps=``
+    and ``num_starts=`` at the call.
     """
 
     num_steps: int | None = None

@@ -175,9 +175,7 @@ def unit_range(
     """Bytes to [0, 1]; floats as they are, refused where they are seen to be others."""
     if jnp.issubdtype(jnp.result_type(images), jnp.floating):
         if not is_traced(images) and np.max(images, initial=0) > 1:
-            raise ValueError(
-                f"images: expected uint8 or floats in [0, 1], got {np.max(images):g}"
-            )
+            raise ValueError(f"images: expected uint8 or floats in [0, 1], got {np.max(images):g}")
         return jnp.asarray(images)
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:

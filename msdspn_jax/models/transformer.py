@@ -79,7 +79,7 @@ class Transformer(nn.Module):
 
     @property
     def noise_width(self) -> int:
-        """How many standard normal numbers per element needs: w in `noise` [batch, n, w]."""
+        """How many standard normal numbers an element needs: w in `noise` [batch, n, w]."""
         return self.width // 2 if self.position_encoding == "random" else 0
 
     @nn.compact
