@@ -121,7 +121,7 @@ def test_resume_refuses_other_words(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_command.parse("toy", ["--run-dir", str(tmp_path), "--resume", "sometimes"])
     assert "expected nothing, yes, no or auto" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="resume: expected True, False or 'auto', got 'yes'"):
+    with pytest.raises(ValueError, match="resume: expected one of 'auto', True, False, got 'yes'"):
         configured(resume="yes")
 
 
