@@ -18,7 +18,9 @@ from msdspn_jax import _check
 from msdspn_jax._check import AnyArray
 
 Params = Any
+"""A pytree of arrays θ, which may be differentiated."""
 Energy = Callable[[Params, jax.Array, Any], jax.Array]
+"""``(params, sets [batch, n, d], context) -> [batch]``; see `latent_energy`."""
 
 
 class Context(NamedTuple):

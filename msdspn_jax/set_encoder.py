@@ -69,6 +69,11 @@ class SetEncoder(nn.Module):
         dtype: dtype of the computation; parameters stay as they are.
 
     Shapes: sets [batch, n, d] and mask [batch, n] → [batch, latent_dim].
+
+    Example:
+        >>> encoder, sets = SetEncoder(hidden_dim=8, latent_dim=6, set_size=5), jnp.ones((1, 5, 4))
+        >>> encoder.apply(encoder.init(jax.random.key(0), sets), sets).shape
+        (1, 6)
     """
 
     hidden_dim: int

@@ -91,6 +91,12 @@ class SetDecoder(nn.Module):
         optimizer: an optax transformation in place of step size and momentum.
         initial_set: "learned" (one set, shared by all), or "random" (drawn for every set).
         rank_method: see `SetEncoder`.
+
+    Example:
+        >>> decoder = SetDecoder(set_size=3, set_dim=2, hidden_dim=8, inner=Inner(num_steps=2))
+        >>> latent = jnp.ones((4, 6))
+        >>> decoder.apply(decoder.init(jax.random.key(0), latent), latent, num_steps=5).sets.shape
+        (4, 3, 2)
     """
 
     set_size: int
@@ -225,6 +231,12 @@ class SetPredictor(nn.Module):
         decoder: from the latent to a set.
         condition_on_inputs: let the energy see the input multiset X beside Y (class-specific
             numbering, paper section 4.1).
+
+    Example:
+        >>> model = SetPredictor(SetEncoder(8, 6, set_size=5), SetDecoder(3, 2, 8))
+        >>> sets = jnp.ones((1, 5, 4))  # of other sizes than those predicted
+        >>> model.apply(model.init(jax.random.key(0), sets), sets, num_steps=2).sets.shape
+        (1, 3, 2)
     """
 
     encoder: nn.Module
