@@ -35,7 +35,7 @@ def write_run(folder, config):
     for step, score in ((2, 0.1), (5, 0.3), (7, 0.2)):
         params = jax.tree.map(lambda x, step=step: x + np.float32(step / 100), state.params)
         checkpoints.save(state._replace(params=params), step, {}, {"ap_mean": score})
-    checkpoints.close()
+    checkpoints.wait()
 
     unused = {"sample": print, "loss": print, "evaluate": print}
     task = Task(name="clevr", init=predictor.init, optimizer=optimizer, **unused)

@@ -139,7 +139,7 @@ def with_value(name, value):
         (with_value("hidden_dim", 10**30), "hidden_dim: expected at most 16384"),
         (with_value("inner", [1]), "configuration is not valid"),
         (with_value("run", {"dir": {"a": {}}}), "configuration is not valid"),
-        (with_value("model", ["idspn"]), "configuration makes no model"),
+        (with_value("model", ["idspn"]), "configuration is not valid: model"),
         (with_value("model", "gpt"), "configuration"),
         (no_step, r"damaged metadata \(KeyError\('step'\)\)"),
     ],
