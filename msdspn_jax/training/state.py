@@ -146,7 +146,7 @@ def train_step(
         state.params
     )
     loss, metrics, model_state, gradient = _mean_over(
-        axis_name, (loss, dict(metrics), model_state, gradient)
+        axis_name, (loss, _as_floats(metrics), model_state, gradient)
     )
     gradient_norm = optax.tree.norm(gradient)
     metrics = {"loss": loss} | metrics | {"gradient_norm": gradient_norm}
@@ -195,7 +195,7 @@ def refit_step(
     loss, (metrics, model_state) = task.loss(
         variables, batch, keys, stage=stage, axis_name=axis_name
     )
-    loss, metrics, model_state = _mean_over(axis_name, (loss, dict(metrics), model_state))
+    loss, metrics, model_state = _mean_over(axis_name, (loss, _as_floats(metrics), model_state))
     # A batch that training left out, or would have, is left out here as well.
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((loss, model_state))]
     good = jnp.all(jnp.stack(finite))
@@ -212,6 +212,11 @@ def _noise(
     """One key for every example of a step."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda slot: jax.random.fold_in(step_key, slot))(slots)
+
+
+def _as_floats(metrics: Metrics) -> dict[str, Any]:
+    """Counts as well have a mean over devices."""
+    return {name: x * jnp.ones((), jnp.float32) for name, x in metrics.items()}
 
 
 def _mean_over(axis_name: str | None, tree: Any) -> Any:

@@ -604,3 +604,10 @@ def test_damaged_decodings_are_not_written_over(tmp_path):
     with pytest.raises(UserError, match=r"decodings.json is damaged"):
         run_folder.write_decoding(tmp_path, 5, {"num_steps": 3}, {"val": {"loss": [0.5]}})
     assert path.read_bytes() == before
+
+
+def test_counts_have_a_mean_over_devices_too():
+    found = jax.vmap(
+        lambda x: state._mean_over("devices", state._as_floats({"count": x})), axis_name="devices"
+    )(jnp.array([1, 4]))
+    assert found["count"].tolist() == [2.5, 2.5]
