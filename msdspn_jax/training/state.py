@@ -214,7 +214,7 @@ def _noise(
     return jax.vmap(lambda slot: jax.random.fold_in(step_key, slot))(slots)
 
 
-def _as_floats(metrics: Metrics) -> dict[str, Any]:
+def _as_floats(metrics: dict[str, Any]) -> dict[str, Any]:
     """Counts as well have a mean over devices."""
     return {name: x * jnp.ones((), jnp.float32) for name, x in metrics.items()}
 
