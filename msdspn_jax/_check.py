@@ -92,12 +92,9 @@ def require_arrays(name: str, tree: Any) -> None:
 
 def require_steps(name: str, value: Any) -> None:
     """Refuse what is no number of steps: an integer ≥ 1, or an integer array without axes."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer):
-        if value.shape == () and (is_traced(value) or value >= 1):
-            return
-    elif isinstance(value, int | np.integer) and value >= 1 and not isinstance(value, bool):
-        return
-    raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+    array = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.integer)
+    if not (array and value.shape == () and (is_traced(value) or value >= 1)):
+        require_integer(name, value, 1)
 
 
 def require_integer(name: str, value: Any, least: int) -> None:

@@ -48,9 +48,7 @@ RESUME_FLAG = tyro.constructors.PrimitiveConstructorSpec[Resume](
 def require_at_least(least: int, config: Any, *names: str) -> None:
     """Refuse fields of a configuration that are no integers of this size."""
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+        _check.require_integer(name, getattr(config, name), least)
 
 
 def require_words(config: Any) -> None:
