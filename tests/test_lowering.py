@@ -395,8 +395,10 @@ there.
 This page is the output of `python tests/test_lowering.py`, with JAX {version} on {date}. The
 tests of that file check the same, but for the sizes.
 
-- **yes**: lowers. The number is that of operations in the program, its size.
-- **one device**, **shard_map**: as it is, or its batch over an abstract mesh of {devices} devices.
+- A number: it lowers for all three, and this is its size, the number of operations in it (where
+  they differ, the largest).
+- **one device**, **shard_map**: as it is, or its batch over an abstract mesh of {devices} devices;
+  empty: not tried.
 - In no program: a Python callback, talk with the host, a call of native code but those named, or
   anything written for a CPU alone ({cpu_only}).
 - Training is a whole dispatch: a loop of steps with sampling, matching, backward and Adam.
@@ -435,25 +437,30 @@ def page() -> str:
             version=jax.__version__, date=datetime.date.today(), devices=DEVICES, cpu_only=cpu_only
         )
     ]
-    lines += ["| program | " + " | ".join(PLATFORMS) + " | calls of native code |",
-              "|---" * (len(PLATFORMS) + 2) + "|"]  # fmt: skip
+    lines += [f"| program | {' | '.join(WAYS)} | calls of native code |", "|---|---|---|---|"]
+    cells: dict[str, dict[str, str]] = {}
+    calls: dict[str, dict[str, str]] = {}
     for name in ROWS:
-        cells, calls = [], []
+        title, _, way = name.partition(" | ")
+        way = way or WAYS[0]
         try:
             program = ROWS[name].make()
-            for platform in PLATFORMS:
-                found = check(name, platform, program)
-                cells.append(f"yes, {sum(found.operations.values()):,}")
-                if found.calls:
-                    calls.append(f"{platform}: {', '.join(sorted(found.calls))}")
+            found = {platform: check(name, platform, program) for platform in PLATFORMS}
+            size = f"{max(sum(each.operations.values()) for each in found.values()):,}"
+            native = {platform: ", ".join(sorted(each.calls)) for platform, each in found.items()}
         except Exception as error:
             words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            cells += [f"**no**: {words}"] + [""] * (len(PLATFORMS) - len(cells) - 1)
-        title = name.replace(" | ", ", ")
-        same = len({c.split(": ")[1] for c in calls}) == 1
-        shown = calls[0].split(": ")[1] if calls and same else "; ".join(calls)
-        lines.append(f"| {title} | " + " | ".join(cells) + f" | {shown} |")
-        print(lines[-1], file=sys.stderr, flush=True)
+            size, native = f"**no**: {words}", {}
+        cells.setdefault(title, {})[way] = size
+        calls.setdefault(title, {}).update(native)
+        print(f"{name}: {size}", file=sys.stderr, flush=True)
+    for title, sizes in cells.items():
+        named = {platform: words for platform, words in calls[title].items() if words}
+        same = len(set(named.values())) == 1
+        each = "; ".join(f"{platform}: {words}" for platform, words in named.items())
+        shown = next(iter(named.values())) if same else each
+        row = [title, *(sizes.get(way, "") for way in WAYS), shown]
+        lines.append(f"| {' | '.join(row)} |".replace("  |", " |"))
     host = words_of(lambda: contents(matching_of("host", "one device"), "cuda"))
     pmap = words_of(lambda: export.export(jax.pmap(lambda x: x), platforms=("cuda",))(array(1, 3)))
     optax = words_of(lambda: contents(matching_of("optax", "shard_map"), "cuda"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,12 +71,15 @@ class Inner:
             value = getattr(self, field.name)
             if isinstance(value, np.number):  # As config.json can hold it.
                 object.__setattr__(self, field.name, value.item())
-        for name in ("num_steps", "late_num_steps", "eval_num_steps", "eval_num_starts"):
-            _check_field(name, getattr(self, name), int, lambda x: x >= 1, "an integer >= 1")
-        for name in ("step_size", "max_grad_norm", "tolerance"):
-            _check_field(name, getattr(self, name), float, lambda x: x > 0, "a number > 0")
-        _check_field("momentum", self.momentum, float, lambda x: 0 <= x < 1, "a number in [0, 1)")
-        _check_field("proximity", self.proximity, float, lambda x: x >= 0, "a number >= 0")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in [name for name in given if name.endswith(("num_steps", "num_starts"))]:
+            _check.require_integer(name, given[name], 1)
+        for name in given.keys() & {"step_size", "max_grad_norm", "tolerance"}:
+            _check.require_positive(name, given[name])
+        if "momentum" in given:
+            _check.require_momentum(given["momentum"])
+        if "proximity" in given:
+            _check.require_nonnegative("proximity", given["proximity"])
         if self.projection is not None and not callable(self.projection):
             _check.require_choice("projection", self.projection, PROJECTIONS)
         if self.pool is not None:
@@ -126,14 +128,6 @@ class Inner:
             "adjoint": self.adjoint,
             "tolerance": self.tolerance,
         }
-
-
-def _check_field(name: str, value: Any, kind: type, valid: Callable[[Any], bool], what: str):
-    if value is None:
-        return
-    numeric = isinstance(value, int if kind is int else int | float)
-    if isinstance(value, bool) or not numeric or not valid(value):
-        raise ValueError(f"{name}: expected {what}, got {value!r}")
 
 
 DEFAULTS = Inner(

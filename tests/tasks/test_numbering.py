@@ -433,9 +433,11 @@ def test_cells():
     assert str(Cell(96.84, 0.61, 6)) == "96.8±0.6"
     assert str(Cell(50.0, 0.0, 1)) == "50.0"
     cells = {640: Cell(12.3, 4.5, 3, 0.51), 0: Cell(99.0, 0.1, 3, 2)}
-    text = markdown({Row("idspn", False, "Muon"): cells})
+    rows = {Row("idspn", False, "Muon"): cells}
+    text = markdown(rows, (64, 4))
     assert "640 | fresh | hours a seed | published, 640" in text
     assert "| iDSPN: Muon | 12.3±4.5 | 99.0±0.1 | 0.51; 2 | 96.8±0.6 | 98.1±0.3 |" in text
+    assert "published" not in markdown(rows, (8, 4))  # Another problem than the paper's.
 
 
 def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
