@@ -14,7 +14,7 @@ ROOT = Path(ms.__file__).parent
 LAYERS = """
 errors
 _check
-_closures _cores _files _options _progress _memory _varying
+_closures _cores _files _markdown _options _progress _memory _varying
 _cache
 ranks
 pooling projections energy acceleration

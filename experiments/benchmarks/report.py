@@ -10,6 +10,7 @@ from pathlib import Path
 
 import compare
 
+from msdspn_jax import _markdown
 from msdspn_jax.tasks.summary import Result, put_into, write_results
 
 HERE = Path(__file__).parent
@@ -27,11 +28,6 @@ NAMES = {
 
 def read(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def milliseconds(seconds):
@@ -62,7 +58,7 @@ def decoders(rows):
                      ] if peer in found else []  # fmt: skip
             line.append(" / ".join(f"{value:.2f}" for value in times))
         lines.append(line)
-    return markdown(head, lines)
+    return _markdown.table(head, lines)
 
 
 def encoders(rows):
@@ -81,7 +77,7 @@ def encoders(rows):
         rates = [f"{rate:.0f}" for rate in rates]
         words = f"{case.size} px, width {case.width}, batch {case.batch}"
         lines.append([words, rates[0], f"{100 * share:.0f}", *rates[1:]])
-    return markdown(head, lines)
+    return _markdown.table(head, lines)
 
 
 def pools(rows):
@@ -92,7 +88,7 @@ def pools(rows):
                   for name in compare.POOLS)]
         for peer, words in names.items()
     ]  # fmt: skip
-    return markdown(head, lines)
+    return _markdown.table(head, lines)
 
 
 def matchings(rows):
@@ -103,7 +99,7 @@ def matchings(rows):
 
     kinds = ("trained", "untrained", "random")
     lines = [[f"{row['n']:,}", row["batch"], *(cell(row, kind) for kind in kinds)] for row in rows]
-    return markdown(["n", "sets", "trained", "untrained", "unrelated"], lines)
+    return _markdown.table(["n", "sets", "trained", "untrained", "unrelated"], lines)
 
 
 def starts(rows):
@@ -115,7 +111,7 @@ def starts(rows):
             what, state = row["what"], "warm"
         found.setdefault(what, {})[state] = f"{row['wall_seconds']:.2f}"
     lines = [[f"`{what}`", by.get("cold", ""), by["warm"]] for what, by in found.items()]
-    return markdown(["what", "cold, s", "warm, s"], lines)
+    return _markdown.table(["what", "cold, s", "warm, s"], lines)
 
 
 def summary(rows):

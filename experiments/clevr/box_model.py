@@ -17,10 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from msdspn_jax import plots
+from msdspn_jax import _markdown, plots
 from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench.layer import device_name
 from msdspn_jax.clevr.files import read_image, read_scenes, resize_image
+from msdspn_jax.clevr.metrics import AP_NAMES, AP_THRESHOLDS
 from msdspn_jax.clevr.objects import encode
 from msdspn_jax.clevr.plots import average_precision_by_steps
 from msdspn_jax.tasks.clevr.data import load_split
@@ -29,7 +30,6 @@ from msdspn_jax.tasks.summary import Result, put_into, write_results
 from msdspn_jax.trained.weights import box_model_path, load_model
 
 HERE = Path(__file__).parent
-THRESHOLDS = ("inf", "1", "0.5", "0.25", "0.125", "0.0625")
 STEPS = (10, 20, 40, 60, 80, 100)
 STARTS = (1, 2, 4)
 
@@ -42,11 +42,8 @@ def other_scenes(folder, size):
     return np.stack(images), np.stack([encode(s.objects) for s in scenes])
 
 
-HEADS = " | ".join(["AP∞", *(f"AP{t}" for t in THRESHOLDS[1:])])
-
-
 def cells(scores, prefix):
-    return " | ".join(f"{100 * scores[prefix + t]:.1f}" for t in THRESHOLDS)
+    return [f"{100 * scores[f'{prefix}{t:g}']:.1f}" for t in AP_THRESHOLDS]
 
 
 def scenes_of(found):
@@ -63,24 +60,24 @@ def table(found, steps, starts):
     """Markdown: average precision of the model as it is shipped, by scenes and protocol, %."""
     protocols = {"per image": "ap_", "data set": "dataset_ap_"}
     how = f"{steps} inner steps from {starts} initial set{'s' * (starts > 1)}"
-    lines = [f"| {how} | protocol | {HEADS} |", "|---" * 8 + "|"]
+    lines = []
     for name, scenes in scenes_of(found).items():
         for protocol, prefix in protocols.items():
             scores = cells(found[name]["by_starts"][starts], prefix)
-            lines.append(f"| {scenes} | {protocol} | {scores} |")
+            lines.append([scenes, protocol, *scores])
             scenes = "the same"
-    return "\n".join(lines) + "\n"
+    return _markdown.table([how, "protocol", *AP_NAMES], lines)
 
 
 def starts_table(found):
     """Markdown: average precision per image by the number of initial sets, %, and its cost."""
-    lines = [f"| scenes | initial sets | {HEADS} | seconds an image |", "|---" * 9 + "|"]
+    lines = []
     for name, scenes in scenes_of({k: v for k, v in found.items() if k != "odd"}).items():
         for starts, scores in found[name]["by_starts"].items():
             seconds = f"{scores['seconds_per_image']:.3f}"
-            lines.append(f"| {scenes} | {starts} | {cells(scores, 'ap_')} | {seconds} |")
+            lines.append([scenes, starts, *cells(scores, "ap_"), seconds])
             scenes = "the same"
-    return "\n".join(lines) + "\n"
+    return _markdown.table(["scenes", "initial sets", *AP_NAMES, "seconds an image"], lines)
 
 
 def in_short(model, found, hours):
@@ -91,7 +88,7 @@ def in_short(model, found, hours):
     starts = config.inner.eval_num_starts or 1
     scores = {name: found[name]["by_starts"][starts] for name in found if name in (*names, "odd")}
     ours = {
-        name: ", ".join(f"{100 * of[f'ap_{t}']:.1f}" for t in THRESHOLDS[2:5])
+        name: ", ".join(f"{100 * of[f'ap_{t:g}']:.1f}" for t in AP_THRESHOLDS[2:5])
         for name, of in scores.items()
     }
     if "odd" in found:
@@ -102,7 +99,7 @@ def in_short(model, found, hours):
     return [
         Result(
             "[CLEVR](experiments/clevr/README.md), three to ten objects: average precision per"
-            f" image at {', '.join(THRESHOLDS[2:5])} CLEVR units, %, iDSPN",
+            f" image at {', '.join(map(str, AP_THRESHOLDS[2:5]))} CLEVR units, %, iDSPN",
             names[name],
             "98.2, 95.8, 76.9 (the real data set)" if name == shown[0] else "",
             ours[name],
@@ -168,10 +165,8 @@ def main():
         put_into(page, shipped, "box_model.py")
     put_into(HERE / "README.md", starts_table(found), "box_model.py, initial sets")
     by_steps = found["procedural"]["by_steps"]
-    curves = {n: np.array([by_steps[n][f"ap_{t}"] for t in THRESHOLDS]) for n in STEPS}
-    figure = average_precision_by_steps(
-        curves, [float(t) for t in THRESHOLDS], protocol="per image"
-    )
+    curves = {n: np.array([by_steps[n][f"ap_{t:g}"] for t in AP_THRESHOLDS]) for n in STEPS}
+    figure = average_precision_by_steps(curves, AP_THRESHOLDS, protocol="per image")
     plots.save(figure, HERE / "box_model.png")
 
 

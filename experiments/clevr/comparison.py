@@ -11,8 +11,8 @@ import json
 import sys
 from pathlib import Path
 
-from msdspn_jax import plots
-from msdspn_jax.clevr.metrics import AP_THRESHOLDS
+from msdspn_jax import _markdown, plots
+from msdspn_jax.clevr.metrics import AP_NAMES, AP_THRESHOLDS
 from msdspn_jax.tasks.clevr.report import PROTOCOLS
 from msdspn_jax.tasks.summary import put_into
 from msdspn_jax.training.run_folder import read_evaluation, read_metrics, read_record
@@ -48,12 +48,9 @@ def seeds_of(folder, names):
 
 def table(found):
     """Markdown: average precision by model and protocol, seeds side by side, %."""
-    heads = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
-    heads += [f"AP0.5, validation, {n} inner steps" for n in INNER_STEPS]
-    lines = [
-        "| model | steps | protocol | " + " | ".join(heads) + " |",
-        "|---" * (3 + len(heads)) + "|",
-    ]
+    head = ["model", "steps", "protocol", *AP_NAMES]
+    head += [f"AP0.5, validation, {n} inner steps" for n in INNER_STEPS]
+    lines = []
     for label, seeds in found.items():
         steps = "; ".join(f"{steps:,}" for steps, *_ in seeds)
         for prefix, protocol in PROTOCOLS.items():
@@ -65,8 +62,8 @@ def table(found):
                 "; ".join(f"{100 * by[n][f'{prefix}_0.5']:.1f}" for *_, by in seeds if n in by)
                 for n in INNER_STEPS
             ]
-            lines.append(f"| {label} | {steps} | {protocol} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append([label, steps, protocol, *cells])
+    return _markdown.table(head, lines)
 
 
 def figure(found):

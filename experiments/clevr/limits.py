@@ -17,8 +17,10 @@ import jax
 import numpy as np
 
 import msdspn_jax as ms
+from msdspn_jax import _markdown
 from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench.layer import device_name
+from msdspn_jax.clevr.metrics import AP_NAMES, AP_THRESHOLDS
 from msdspn_jax.tasks.clevr.data import load_split
 from msdspn_jax.tasks.clevr.scores import score
 from msdspn_jax.tasks.evaluation import over_split
@@ -26,7 +28,6 @@ from msdspn_jax.tasks.summary import put_into
 from msdspn_jax.trained.weights import box_model_path, load_model
 
 HERE = Path(__file__).parent
-THRESHOLDS = ("inf", "1", "0.5", "0.25", "0.125", "0.0625")
 # Scenes of which neither training, nor the scores of the model, nor its calibration know.
 SEED = 20_002
 
@@ -83,19 +84,19 @@ def main():
     objects = objects.astype(np.float32)
     found = {"step": model.step, "num": options.num, "device": device_name()}
     found |= {"date": date.today().isoformat(), "ways": {}}
-    heads = " | ".join(["AP∞", *(f"AP{t}" for t in THRESHOLDS[1:])])
-    lines = [f"| decoded from | {heads} | energy |", "|---" * 8 + "|"]
+    lines = []
     for name, way in ways_of(model).items():
         sets, energies = over_split(
             lambda index, way=way: way(images[index], objects[index]), len(images), batch_size=100
         )
         scores = {k: float(v) for k, v in score(sets, objects).items()}
         found["ways"][name] = scores | {"energy": float(np.mean(energies))}
-        cells = " | ".join(f"{100 * scores[f'ap_{t}']:.1f}" for t in THRESHOLDS)
-        lines.append(f"| {name} | {cells} | {np.mean(energies):.3f} |")
-        print(lines[-1], flush=True)
+        cells = [f"{100 * scores[f'ap_{t:g}']:.1f}" for t in AP_THRESHOLDS]
+        lines.append([name, *cells, f"{np.mean(energies):.3f}"])
+        print(*lines[-1], sep="  ", flush=True)
     (HERE / "limits.json").write_text(json.dumps(found, indent=1) + "\n")
-    put_into(HERE / "README.md", "\n".join(lines) + "\n", "limits.py")
+    text = _markdown.table(["decoded from", *AP_NAMES, "energy"], lines)
+    put_into(HERE / "README.md", text, "limits.py")
 
 
 if __name__ == "__main__":

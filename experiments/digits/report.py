@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msdspn_jax import plots
+from msdspn_jax import _markdown, plots
 from msdspn_jax.tasks.autoencoding.digits import load_point_sets, split_indices
 from msdspn_jax.tasks.autoencoding.model import autoencoder
 from msdspn_jax.tasks.summary import Result, write_results
@@ -33,14 +33,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/digits"))
     options = parser.parse_args()
-    lines = ["| | validation loss | seconds of training |", "|---|---|---|"]
+    lines = []
     losses, hours, rows = {}, 0.0, {}
     for name, label in NAMES.items():
         run = load_run(options.runs / name)
         losses[label] = read_metrics(options.runs / name, "val")[-1]["loss"]
         spent = training_hours(options.runs / name)
         hours += spent
-        lines.append(f"| {label} | {losses[label]:.4f} | {3600 * spent:.0f} |")
+        lines.append([label, f"{losses[label]:.4f}", f"{3600 * spent:.0f}"])
         if name.endswith("muon"):
             config = run.config
             sets = load_point_sets(min_intensity=config.min_intensity).sets
@@ -52,8 +52,9 @@ def main():
             rows["target"] = val
             found = decode(run.variables[0]["params"], jnp.asarray(val))
             rows[label.split(",")[0]] = np.asarray(found.sets)
-    (FOLDER / "results.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    text = _markdown.table(["", "validation loss", "seconds of training"], lines)
+    (FOLDER / "results.md").write_text(text)
+    print(text)
     plots.save(plots.digits(rows), FOLDER / "digits.png")
     results = [
         Result(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import msdspn_jax as ms
-from msdspn_jax import plots
+from msdspn_jax import _markdown, plots
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.autoencoding import random_sets
 from msdspn_jax.tasks.numbering import task as numbering
@@ -154,8 +154,7 @@ def shared_looks(runs, name):
 
 def table(runs):
     """Every seed's score, means of steps and angles, as Markdown."""
-    columns = [f"{name}: {SCORES[name][1]} | steps | mean angle" for name in TASKS]
-    lines = ["| adjoint | " + " | ".join(columns) + " |", "|---" * (1 + 3 * len(TASKS)) + "|"]
+    lines = []
     for way in WAYS:
         cells = [f"`{way}`"]
         for name in TASKS:
@@ -165,8 +164,9 @@ def table(runs):
             cells.append(", ".join(form.format(lines[-1]["score"]) for lines in found))
             cells.append(f"{np.mean([lines[-1]['step'] for lines in found]):,.0f}" if found else "")
             cells.append(f"{np.mean(angles):.0f}°" if angles else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    head = [x for name in TASKS for x in (f"{name}: {SCORES[name][1]}", "steps", "mean angle")]
+    return _markdown.table(["adjoint", *head], lines)
 
 
 def main():

@@ -22,6 +22,7 @@ Thresholds = Sequence[float] | Float[AnyArray, " thresholds"]
 
 #: AP∞, AP1, AP0.5, AP0.25, AP0.125 and AP0.0625, in CLEVR units.
 AP_THRESHOLDS = (float("inf"), 1.0, 0.5, 0.25, 0.125, 0.0625)
+AP_NAMES = ("AP∞", *(f"AP{threshold:g}" for threshold in AP_THRESHOLDS[1:]))
 
 
 class PrecisionRecall(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from msdspn_jax import _markdown
 from msdspn_jax._files import write_text
 from msdspn_jax.errors import UserError
 
@@ -68,7 +69,7 @@ def read_results(folders: Iterable[Path]) -> list[Result]:
 
 def table(results: Sequence[Result]) -> str:
     """The rows as Markdown. What rows of one experiment share stands in the first only."""
-    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    lines = []
     above = None
     for result in results:
         own = result
@@ -77,10 +78,8 @@ def table(results: Sequence[Result]) -> str:
             same = [name for name in shared if getattr(result, name) == getattr(above, name)]
             own = result._replace(**dict.fromkeys(same, ""))
         above = result
-        cells = [cell.replace("|", "\\|") for cell in own[:-1]]
-        command = f"`{own.command}`" if own.command else ""
-        lines.append("| " + " | ".join([*cells, command]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([*own[:-1], f"`{own.command}`" if own.command else ""])
+    return _markdown.table(_HEAD, lines)
 
 
 def marks(name: str = MARK) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from msdspn_jax import _markdown
 from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
@@ -272,16 +273,15 @@ def tables(rows: Sequence[Row]) -> str:
     """All tables, as Markdown."""
     variants = _variants(rows)
     by_cell = {(row[:3], row.variant): row for row in rows}
-    lines = ["| n | d | inner steps | " + " | ".join(variants) + " |"]
-    lines.append("|---" * (3 + len(variants)) + "|")
+    lines = []
     for cell in dict.fromkeys(row[:3] for row in rows):
         values = []
         for variant in variants:
             row = by_cell.get((cell, variant))
             values.append("" if row is None else _spread(row))
-        lines.append("| " + " | ".join([*map(str, cell), *values]) + " |")
+        lines.append([*cell, *values])
     text = f"Final validation loss, mean ± standard deviation over seeds: {_size(rows)}.\n\n"
-    text += "\n".join(lines) + "\n"
+    text += _markdown.table(["n", "d", "inner steps", *variants], lines)
 
     keys: dict[str, Callable[[Row], int]] = {
         "n": lambda r: r.n,
@@ -294,11 +294,9 @@ def tables(rows: Sequence[Row]) -> str:
             continue
         values = sorted({k for by_key in relative.values() for k in by_key})
         text += f"\nLoss relative to DSPN in the same cell (geometric mean), by {name}.\n\n"
-        text += f"| {name} | " + " | ".join(v for v in variants if v in relative) + " |\n"
-        text += "|---" * (1 + len(relative)) + "|\n"
-        for value in values:
-            cells = [f"{relative[v].get(value, np.nan):.2f}" for v in variants if v in relative]
-            text += f"| {value} | " + " | ".join(cells) + " |\n"
+        shown = [v for v in variants if v in relative]
+        lines = [[k, *(f"{relative[v].get(k, np.nan):.2f}" for v in shown)] for k in values]
+        text += _markdown.table([name, *shown], lines)
 
     ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
     if not ours:
@@ -314,7 +312,7 @@ def tables(rows: Sequence[Row]) -> str:
     evaluated = sorted({steps for row in ours for steps in row.more_steps})
     head = ["model", "inner steps in training", "published", "ours"]
     head += [f"ours, evaluated with {steps}" for steps in evaluated]
-    text += "| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|\n"
+    lines = []
     found = {(row.variant, row.inner_steps): row for row in ours}
     for variant in dict.fromkeys([*PUBLISHED, *variants]):
         published = PUBLISHED.get(variant, {})
@@ -325,8 +323,8 @@ def tables(rows: Sequence[Row]) -> str:
             for number in evaluated:
                 value = None if row is None else row.more_steps.get(number)
                 cells.append("" if value is None else f"{value:.4f}")
-            text += "| " + " | ".join(cells) + " |\n"
-    return text
+            lines.append(cells)
+    return text + _markdown.table(head, lines)
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from msdspn_jax.clevr.metrics import AP_THRESHOLDS
+from msdspn_jax import _markdown
+from msdspn_jax.clevr.metrics import AP_NAMES, AP_THRESHOLDS
 from msdspn_jax.errors import UserError
 from msdspn_jax.tasks.clevr.config import Config
 from msdspn_jax.tasks.runs import Runs
@@ -180,19 +181,20 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def table(rows: Sequence[Row]) -> str:
     """Average precision in percent, as Markdown; the published beside comparable runs."""
-    names = [f"AP{'∞' if t == float('inf') else format(t, 'g')}" for t in AP_THRESHOLDS]
-    lines = ["| model | protocol | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for row in rows:
-        for prefix, protocol in PROTOCOLS.items():
-            cells = [_percent(row.scores, f"{prefix}_{t:g}") for t in AP_THRESHOLDS]
-            lines.append(f"| {row.label} | {protocol} | " + " | ".join(cells) + " |")
+    lines = [
+        [row.label, protocol, *(_percent(row.scores, f"{prefix}_{t:g}") for t in AP_THRESHOLDS)]
+        for row in rows
+        for prefix, protocol in PROTOCOLS.items()
+    ]
+    note = ""
     if any(row.comparable for row in rows):
-        for name, protocol, cells in PUBLISHED:
-            lines.append(f"| {name}, published | {protocol} | " + " | ".join(cells) + " |")
+        lines += [[f"{name}, published", protocol, *cells] for name, protocol, cells in PUBLISHED]
     else:
-        lines += ["", "No run saw 128 x 128 images of up to ten objects, so none is set beside the"]
-        lines[-1] += " published ones."
-    return "\n".join(lines) + "\n"
+        note = (
+            "\nNo run saw 128 x 128 images of up to ten objects, so none is set beside the"
+            " published ones.\n"
+        )
+    return _markdown.table(["model", "protocol", *AP_NAMES], lines) + note
 
 
 def summary(rows: Sequence[Row]) -> list[Result]:
@@ -218,17 +220,17 @@ def inner_steps_table(rows: Sequence[Row]) -> str:
     steps = sorted({int(number) for row in rows for number in row.by_inner_steps})
     if not steps:
         return ""
-    lines = ["| model (inner steps in training) | " + " | ".join(map(str, steps)) + " |"]
-    lines.append("|---" * (1 + len(steps)) + "|")
+    lines = []
     for row in rows:
         tried = row.by_inner_steps
         cells = [_percent(tried[str(n)], "ap_0.5") if str(n) in tried else "" for n in steps]
         if tried:
             inner = row.config.resolved_inner()
             trained = f"{inner.num_steps}, then {inner.steps_at(1.0)}"
-            lines.append(f"| {row.label} ({trained}) | " + " | ".join(cells) + " |")
+            lines.append([f"{row.label} ({trained})", *cells])
     title = "AP0.5 per image on validation images, %, by number of inner steps at evaluation:"
-    return f"\n{title}\n\n" + "\n".join(lines) + "\n"
+    head = ["model (inner steps in training)", *steps]
+    return f"\n{title}\n\n" + _markdown.table(head, lines)
 
 
 def _percent(scores: Mapping[str, float], name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from msdspn_jax import _markdown
 from msdspn_jax._files import write_text
 from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
@@ -284,13 +285,13 @@ def markdown(rows: Mapping[Row, Mapping[int, Cell]], problem: tuple[int, int]) -
     published = sorted(next(iter(PUBLISHED.values()))) if problem == PUBLISHED_PROBLEM else []
     head = ["macro accuracy, %", *(_size(size) for size in sizes), "hours a seed"]
     head += [f"published, {size}" for size in published]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row, cells in rows.items():
         ours = [str(cells[size]) if size in cells else "" for size in sizes]
         hours = "; ".join(f"{cells[size].hours:.2g}" for size in sizes if size in cells)
         theirs = ["{:.1f}±{:.1f}".format(*PUBLISHED[row.model][size]) for size in published]
-        lines.append([str(row), *ours, hours, *theirs])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines.append([row, *ours, hours, *theirs])
+    return _markdown.table(head, lines)
 
 
 class Decoded(NamedTuple):
@@ -330,14 +331,15 @@ def _decoding(inner: Mapping[str, float]) -> str:
 
 def decodings_table(scores: Sequence[Scores]) -> str:
     """Macro accuracy with other settings of the inner minimisation than in training."""
-    lines = [["model", "decoded with", "validation, %", "test, %"], ["---"] * 4]
+    lines = []
     for row, members in rows_of(scores).items():
         for size in sorted({_train_size(score.config) for score in members}):
             alike = [score for score in members if _train_size(score.config) == size]
             for words, cells in decoded(alike):
                 values = [str(cells.get(split, "")) for split in ("val", "test")]
                 lines.append([f"{row}; {_size(size)} samples", words, *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if lines[2:] else ""
+    head = ["model", "decoded with", "validation, %", "test, %"]
+    return _markdown.table(head, lines) if lines else ""
 
 
 def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
@@ -447,7 +449,7 @@ def equivariance_table(scores: Sequence[Scores], runs: Runs, *, seed: int = 0) -
     """
     head = ["model", "randomness belongs to", "parameters", "set-eq.", "multiset-eq."]
     head += ["worst violation (set, multiset) / tolerance", "published (set, multiset)"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     key = jax.random.key(seed)
     for model in PUBLISHED:
         found = [score for score in scores if score.config.model == model]
@@ -473,7 +475,7 @@ def equivariance_table(scores: Sequence[Scores], runs: Runs, *, seed: int = 0) -
                         ", ".join(map(_mark, PUBLISHED_EQUIVARIANCE[model])) if quoted else "",
                     ]
                 )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return _markdown.table(head, lines)
 
 
 # --- small things ---
