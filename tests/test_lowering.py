@@ -400,7 +400,8 @@ tests of that file check the same, but for the sizes.
 - **one device**, **shard_map**: as it is, or its batch over an abstract mesh of {devices} devices;
   empty: not tried.
 - In no program: a Python callback, talk with the host, a call of native code but those named, or
-  anything written for a CPU alone ({cpu_only}).
+  anything written for a CPU alone:
+  {cpu_only}.
 - Training is a whole dispatch: a loop of steps with sampling, matching, backward and Adam.
 
 """
