@@ -8,6 +8,9 @@ Every peer is a process of its own that waits for its turn, so that a slow momen
 meets all of them; so does a large matrix product, the measure of what the machine can do. Processor
 seconds are kept beside wall-clock seconds: on a machine shared with others they are the steadier of
 the two. The rows go to results/peers.json, of which report.py makes the page's tables.
+
+`--solvers` times other things: the solvers of jaxopt and Optimistix with our pooling in their
+energy, beside ours with two adjoints. Its rows go to results/solvers.json.
 """
 
 import argparse
@@ -25,14 +28,18 @@ from msdspn_jax.bench.encoder import ENCODER_CASES
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers.json"
+SOLVER_RESULTS = RESULTS.with_name("solvers.json")
 CPUINFO = Path("/proc/cpuinfo")
 # Emulated in software it is slower than float32 by far.
 HAS_BFLOAT16 = CPUINFO.exists() and {"avx512_bf16", "amx_bf16"} & set(CPUINFO.read_text().split())
 TORCH = ("torch", "torch-compiled") + ("torch-bfloat16",) * bool(HAS_BFLOAT16)
 PEERS = ("ours", *TORCH, "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
-WHAT = dict.fromkeys(PEERS, ("forward", "step")) | {"ours": ("forward", "step", "product")}
+SOLVERS = ("ours", "ours-cg", "jaxopt-fspool", "optimistix-fspool")
+WHAT = dict.fromkeys((*PEERS, *SOLVERS), ("forward", "step")) | {
+    "ours": ("forward", "step", "product")
+}
 PRODUCT_FLOPS = 2 * 4096 * 512**2
-OTHER_PYTHON = (*TORCH, "torchdeq", "optimistix")
+OTHER_PYTHON = (*TORCH, "torchdeq", "optimistix", "optimistix-fspool")
 # jaxopt descends without a projection, which numbering needs, and there the linear solve of
 # Optimistix fails. What calls `jnp.sort` takes minutes a round on the largest sets.
 LEFT_OUT = {
@@ -110,18 +117,23 @@ def line(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
-    parser.add_argument("--cases", default=",".join(SETTINGS))
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--cases", help="some of " + ",".join(SETTINGS))
+    parser.add_argument("--peers", help="some of " + ",".join((*PEERS, *SOLVERS[1:])))
+    parser.add_argument("--solvers", action="store_true", help="the solvers with our pooling")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    for name in options.cases.split(","):
-        peers = [peer for peer in options.peers.split(",") if _fits(peer, name)]
+    cases = [name for name in LAYERS if name != "numbering"] if options.solvers else SETTINGS
+    every = SOLVERS if options.solvers else PEERS
+    output = options.output or (SOLVER_RESULTS if options.solvers else RESULTS)
+    for name in options.cases.split(",") if options.cases else cases:
+        asked = options.peers.split(",") if options.peers else every
+        peers = [peer for peer in asked if _fits(peer, name)]
         rows = []
         # Written after every round, so that an interrupted comparison keeps what it has.
         repeat = options.repeat * (7 if name in POOLS else 1)  # They take milliseconds.
         for rows in measure(name, peers, repeat, options.torch_python):
-            keep(rows, options.output)
+            keep(rows, output)
         print(line(rows), flush=True)
 
 

@@ -1,5 +1,8 @@
 """Ours, and the same layer in plain JAX (`jnp.sort`, unrolled), with jaxopt and with Optimistix.
 
+These two have an encoder with `jnp.sort` as well, or, as "jaxopt-fspool" and "optimistix-fspool",
+our pooling. "ours-cg" is ours with as many conjugate gradients on the way back as jaxopt takes.
+
 Run by compare.py; the protocol is that of peer_torch.py.
 """
 
@@ -19,17 +22,23 @@ from msdspn_jax._memory import keep_freed_memory
 from msdspn_jax.bench import layer as benchmarks
 from msdspn_jax.bench.encoder import EncoderCase, build_encoder
 
-
-def encode(params, sets):
-    hidden = jax.nn.relu(sets @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-    features = hidden @ params["output"]["kernel"] + params["output"]["bias"]
-    return jnp.sum(jnp.sort(features, axis=1) * params["pool_weight"], axis=1)
+CG_STEPS = 10
 
 
-def plain(case, solver):
-    """The layer without this library, on the same parameters."""
+def sorting(features, weight):
+    """FSPool as one would write it."""
+    return jnp.sum(jnp.sort(features, axis=1) * weight, axis=1)
+
+
+def plain(case, solver, pool):
+    """The layer without this library, but for the pooling perhaps, on the same parameters."""
     project = optax.projections.projection_simplex
     project = jax.vmap(jax.vmap(project)) if case.classes else lambda sets: sets
+
+    def encode(params, sets):
+        hidden = jax.nn.relu(sets @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+        features = hidden @ params["output"]["kernel"] + params["output"]["bias"]
+        return pool(features, params["pool_weight"])
 
     def energy(sets, args):
         params, latent, start, inputs = args
@@ -58,7 +67,9 @@ def plain(case, solver):
                 "tol": 0.0,
                 "acceleration": False,
                 "implicit_diff": True,
-                "implicit_diff_solve": functools.partial(jaxopt.linear_solve.solve_cg, maxiter=10),
+                "implicit_diff_solve": functools.partial(
+                    jaxopt.linear_solve.solve_cg, maxiter=CG_STEPS
+                ),
             }
             return jaxopt.GradientDescent(energy, **options).run(start, args).params
 
@@ -98,11 +109,7 @@ def pool(n, sort):
     arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
 
     def value(features, weight, cotangent):
-        if sort:
-            pooled = jnp.sum(jnp.sort(features, axis=1) * weight, axis=1)
-        else:
-            pooled = ms.fspool(features, weight)
-        return jnp.sum(pooled * cotangent)
+        return jnp.sum((sorting if sort else ms.fspool)(features, weight) * cotangent)
 
     gradient = jax.value_and_grad(value, argnums=(0, 1))
     return {"forward": (jax.jit(value), arrays), "step": (jax.jit(gradient), arrays)}
@@ -110,10 +117,12 @@ def pool(n, sort):
 
 def decode(case, peer):
     """The set decoder of a case, ours or by another library."""
-    layer = benchmarks.build_layer(case)
+    adjoint = ms.conjugate_gradient(CG_STEPS) if peer == "ours-cg" else None
+    layer = benchmarks.build_layer(case, adjoint=adjoint)
     forward, training_step = layer.forward, layer.training_step
-    if peer != "ours":
-        forward = plain(case, peer)
+    if not peer.startswith("ours"):
+        solver = peer.removesuffix("-fspool")
+        forward = plain(case, solver, sorting if solver == peer else ms.fspool)
 
         def training_step(params, inputs, keys, cotangent):
             return jax.grad(lambda p: jnp.sum(forward(p, inputs, keys) * cotangent))(params)
@@ -141,7 +150,8 @@ def main():
     # What the processor can do in this minute: 2 · 4096 · 512² operations.
     wide = jnp.ones((4096, 512))
     runs["product"] = (jax.jit(jnp.matmul), (wide, wide[:512]))
-    library = peer if peer in ("jaxopt", "optimistix") else "jax"
+    library = peer.split("-")[0]
+    library = library if library in ("jaxopt", "optimistix") else "jax"
     print(json.dumps({"ready": peer, "version": importlib.metadata.version(library)}), flush=True)
     for line in sys.stdin:
         function, arguments = runs[line.strip()]

@@ -24,6 +24,11 @@ NAMES = {
     "jaxopt": "jaxopt, `jnp.sort`",
     "optimistix": "Optimistix, `jnp.sort`",
 }
+SOLVERS = {
+    "ours-cg": "ours, `conjugate_gradient(10)`",
+    "jaxopt-fspool": "jaxopt",
+    "optimistix-fspool": "Optimistix",
+}
 
 
 def read(name):
@@ -59,6 +64,24 @@ def decoders(rows):
             line.append(" / ".join(f"{value:.2f}" for value in times))
         lines.append(line)
     return _markdown.table(head, lines)
+
+
+def solvers(rows):
+    """Seconds of ours, and the solvers of other libraries with our pooling as multiples of it."""
+    lines = []
+    for name in dict.fromkeys(row["case"] for row in rows):
+        found = of_case(rows, name)
+        by_peer = {
+            peer: [row[f"{what}_wall_seconds"] for what in ("forward", "step")]
+            for peer, row in found.items()
+        }
+        ours = by_peer["ours"]
+        line = [name, " / ".join(f"{value:.3f}" for value in ours)]
+        for peer in SOLVERS:
+            times = [value / own for value, own in zip(by_peer[peer], ours, strict=True)]
+            line.append(" / ".join(f"{value:.2f}" for value in times))
+        lines.append(line)
+    return _markdown.table(["case", "ours, `identity()`, s", *SOLVERS.values()], lines)
 
 
 def encoders(rows):
@@ -139,6 +162,7 @@ def main():
     peers = read("peers")
     tables = {
         "decoders": decoders(peers),
+        "solvers": solvers(read("solvers")),
         "encoders": encoders(peers),
         "pools": pools(peers),
         "matching": matchings(read("matching")),
