@@ -532,6 +532,7 @@ def test_a_run_knows_its_data_again(tmp_path, capsys, monkeypatch):
     assert cli.main(["evaluate", "run"]) == 2
     assert "got nothing there" in capsys.readouterr().err
     assert cli.main([*longer, "--data", "moved.npz"]) == 0
+    assert cli.main([*longer, "--set-size", "3"]) == 0  # Which was the default.
     capsys.readouterr()
     assert cli.main(["evaluate", "run", "--no-figures"]) == 0
     assert "left out: split: expected examples for test" in capsys.readouterr().err

@@ -146,7 +146,9 @@ class Config(TaskConfig):
                 config.load(), split_seed=self.split_seed, scaling=self.scaling, size=self.size,
                 set_size=self.set_size,
             )  # fmt: skip
-            return dataclasses.replace(config, form=form)
+            # As values: so a run that is resumed takes the default when it is said, too.
+            size = form.input_shape[0] if form.kind == "images" else config.size
+            return dataclasses.replace(config, form=form, size=size, set_size=form.set_size)
         except ValueError as error:
             raise UserError(f"{self.data}: {error}") from error
 
