@@ -1,5 +1,6 @@
-"""The script of CLEVR's comparison asks for trainings that can begin."""
+"""The scripts of CLEVR's comparison and search ask for trainings that can begin."""
 
+import dataclasses
 import os
 import shlex
 import subprocess
@@ -8,27 +9,48 @@ from pathlib import Path
 
 from msdspn_jax.commands import train
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "clevr" / "comparison.sh"
-COSTS = "dspn slot-attention slot-attention-muon slot-mlp idspn-relation idspn-sum idspn-mean"
+CLEVR = Path(__file__).parents[1] / "experiments" / "clevr"
 
 
-def test_every_training_of_the_comparison_parses(tmp_path):
-    said = tmp_path / "said"
-    noted = tmp_path / "msdspn"
+def asked_for(script: Path, folder: Path, measured: dict[str, float]):
+    """The configuration of every training that a script begins, by its name."""
+    said = folder / "said"
+    noted = folder / "msdspn"
     noted.write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(said))}\n')
-    python = tmp_path / "python"  # Arithmetic alone: there are no runs to keep or to draw.
+    python = folder / "python"  # Arithmetic alone: there are no runs to keep or to draw.
     python.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n')
     for file in (noted, python):
         file.chmod(0o755)
-    for name in COSTS.split():  # Measured already.
-        (tmp_path / f"{name}.pace").write_text("2.0")
-    places = {"RUNS": tmp_path, "RECORDS": tmp_path / "none", "MSDSPN": noted, "PYTHON": python}
+    for name, cost in measured.items():
+        (folder / f"{name}.pace").write_text(str(cost))
+    places = {"RUNS": folder, "RECORDS": folder / "none", "MSDSPN": noted, "PYTHON": python}
     environment = os.environ | {name: str(path) for name, path in places.items()}
-    subprocess.run([str(SCRIPT)], env=environment, check=True, timeout=60)
+    subprocess.run([str(script)], env=environment, check=True, timeout=60)
     lines = [line.split() for line in said.read_text().splitlines()]
     configs = [train.parse("clevr", line[2:]) for line in lines if line[0] == "train"]
-    steps = {Path(str(config.run.dir)).name: config.steps for config in configs}
+    assert all(not config.remarks() for config in configs)
+    return {Path(str(config.run.dir)).name: config for config in configs}
+
+
+def test_every_training_of_the_comparison_parses(tmp_path):
+    names = "dspn slot-attention slot-attention-muon slot-mlp idspn-relation idspn-sum idspn-mean"
+    configs = asked_for(CLEVR / "comparison.sh", tmp_path, dict.fromkeys(names.split(), 2.0))
+    steps = {name: config.steps for name, config in configs.items()}
     assert len(steps) == 10
     assert steps["idspn-0"] == steps["idspn-1"] == 2 * steps["dspn-0"] == 2300
     assert steps["idspn-mean"] == steps["idspn-sum"] == 580
-    assert all(not config.remarks() for config in configs)
+
+
+def test_every_training_of_the_search_parses(tmp_path):
+    script = CLEVR / "recipes" / "search.sh"
+    listed = script.read_text().partition("declare -A paid=(")[2].partition("\n)")[0]
+    paid = [line.split("]")[0].strip(" [") for line in listed.strip().splitlines()]
+    configs = asked_for(script, tmp_path, dict.fromkeys(paid, 2.0))
+    base = configs["base-s0"]
+    assert configs["base-s1"].seed == 1
+    assert {configs[f"{name}-s0"].steps for name in paid} == {base.steps // 2}
+    # Every change is one, and none is that of another.
+    different = {
+        repr(dataclasses.replace(config, steps=1, run=base.run)) for config in configs.values()
+    }
+    assert len(different) == len(configs)

@@ -14,10 +14,9 @@
 # to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-MSDSPN=${MSDSPN:-msdspn}
-PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/clevr-comparison}
 RECORDS=${RECORDS:-experiments/clevr/comparison_runs}
+source experiments/clevr/equal_time.sh
 STEPS=${STEPS:-2300}
 
 images=(--size 64 --batch-size 128 --test-size 2000 --no-tensorboard)
@@ -30,25 +29,9 @@ slots=(--model slot-attention)
 idspn=(--model idspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 40 "${muon[@]}")
 dspn=(--model dspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 20 "${muon[@]}")
 
-seconds() { # steps, flags: processor seconds of a training step
-  rm -rf "$RUNS/pace.$$"
-  $PYTHON experiments/clevr/pace.py $MSDSPN train clevr "${@:2}" --steps "$1" \
-    --evaluate-every 1000 --run-dir "$RUNS/pace.$$"
-  rm -rf "$RUNS/pace.$$"
-}
+reference=("${images[@]}" "${idspn[@]}")
 
-pace() { # file, steps, flags: puts into the file what a step costs, in steps of iDSPN
-  if [[ -e $1 ]]; then return; fi
-  mkdir -p "$RUNS"
-  local before own after
-  before=$(seconds 60 "${images[@]}" "${idspn[@]}")
-  own=$(seconds "$2" "${@:3}")
-  after=$(seconds 60 "${images[@]}" "${idspn[@]}")
-  $PYTHON -c "print(2 * $own / ($before + $after))" > "$1.new"
-  mv "$1.new" "$1"
-}
-
-train() { # name, share of the time, flags
+compare() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}") steps cost=1
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
   if [[ $name != idspn-[01] ]]; then
@@ -59,21 +42,19 @@ train() { # name, share of the time, flags
   fi
   steps=$($PYTHON -c "print(int(round($STEPS * $share / $cost, -1)) or 10)")
   if [[ $name == slot-attention-muon ]]; then flags+=(--outer.warmup-steps $((steps / 20))); fi
-  $MSDSPN train clevr "${flags[@]}" --steps "$steps" --evaluate-every $((steps / 10)) \
-    --checkpoint-every $((steps < 1000 ? 20 : 200)) --resume auto --run-dir "$RUNS/$name"
-  $MSDSPN evaluate "$RUNS/$name"
-  $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
+  train "$name" "$steps" "${flags[@]}" --evaluate-every $((steps / 10)) \
+    --checkpoint-every $((steps < 1000 ? 20 : 200))
 }
 
 all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1 relation sum mean)
 for name in "${@:-${all[@]}}"; do
   case $name in
-    idspn-[01]) train "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
-    dspn-[01]) train "$name" 1 "${dspn[@]}" --seed "${name##*-}" ;;
-    slot-attention) train "$name" 1 "${slots[@]}" ;;  # its own schedule, warm-up apart
-    slot-attention-muon) train "$name" 1 "${slots[@]}" "${muon[@]}" ;;
-    slot-mlp) train "$name" 1 --model slot-mlp "${muon[@]}" ;;
-    relation | sum | mean) train "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
+    idspn-[01]) compare "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
+    dspn-[01]) compare "$name" 1 "${dspn[@]}" --seed "${name##*-}" ;;
+    slot-attention) compare "$name" 1 "${slots[@]}" ;;  # its own schedule, warm-up apart
+    slot-attention-muon) compare "$name" 1 "${slots[@]}" "${muon[@]}" ;;
+    slot-mlp) compare "$name" 1 --model slot-mlp "${muon[@]}" ;;
+    relation | sum | mean) compare "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
     *) echo "comparison.sh: expected some of ${all[*]}, got $name" >&2; exit 2 ;;
   esac
 done
