@@ -186,6 +186,10 @@ class Implicit:
         """Return u ≈ (I − ∂T/∂Y)⁻¹ b, linear in b for both modes to agree."""
         raise NotImplementedError
 
+    def through(self, project: Callable[[Any, Sets], Sets]) -> Callable[[Any, Sets], Sets]:
+        """What b = ∂T/∂θ θ̇ goes through after Y − ∇_Y E: the projection, with what it holds."""
+        return project
+
     def wrap(self, descent: Minimisation) -> Solve:
         """See `Adjoint.wrap`."""
         fixed_point = descent.fixed_point
@@ -216,8 +220,10 @@ class Implicit:
                 end = minimum(*primals)
                 sets = end.evaluated
 
+                through = self.through(project)
+
                 def step(in_gradient, params, context):
-                    return project(hidden[2], sets - gradient(in_gradient, params, context, sets))
+                    return through(hidden[2], sets - gradient(in_gradient, params, context, sets))
 
                 # b = ∂T/∂θ θ̇, then Ẏ = (I − ∂T/∂Y)⁻¹ b: equation (3).
                 (_, in_gradient_dot, in_project_dot), *others_dot = tangents[:3]
@@ -250,13 +256,19 @@ class Implicit:
 class Identity(Implicit):
     """See `identity`."""
 
+    straight_through: bool = False
+
     def solve(self, linearised: Linearised, b: Sets) -> Sets:
         """Equation (4): u = b."""
         return b
 
+    def through(self, project: Callable[[Any, Sets], Sets]) -> Callable[[Any, Sets], Sets]:
+        """See `Implicit.through`: nothing, if straight through."""
+        return (lambda _, points: points) if self.straight_through else project
+
     def __str__(self) -> str:
         """The spelling that `parse_adjoint` reads."""
-        return "identity"
+        return "identity:straight-through" if self.straight_through else "identity"
 
 
 @dataclass(frozen=True)
@@ -358,7 +370,7 @@ class Unrolled:
         return "unrolled:remat" if self.rematerialise else "unrolled"
 
 
-def identity() -> Identity:
+def identity(*, straight_through: bool = False) -> Identity:
     """The paper's rule: H is replaced by the identity, equation (4) (section 3).
 
     The default for training. It costs one mixed second derivative and no products with H, in
@@ -369,11 +381,17 @@ def identity() -> Identity:
     A second derivative applies the rule again: it is that of ∂T/∂θ at the minimum, where the
     minimum moves as the rule says.
 
+    Args:
+        straight_through: leave out the derivative of the projection, as if sets were free (a
+            straight-through estimator; Bengio et al. 2013, arXiv 1308.3432). Not in the paper.
+            Where an element has come to lie in a corner of its constraint, that derivative is zero,
+            and a loss teaches nothing about it, right or wrong. Without a projection the same rule.
+
     Example:
-        >>> identity() == identity()
-        True
+        >>> str(identity(straight_through=True))
+        'identity:straight-through'
     """
-    return Identity()
+    return Identity(straight_through)
 
 
 def neumann(num_terms: int) -> Neumann:
@@ -579,9 +597,15 @@ def _dot(a: Sets, b: Sets) -> Float[Array, "batch 1 1"]:
 # --- spelled as a word ---
 
 _SPELLINGS = (
-    "'identity', 'neumann:3' (terms), 'conjugate_gradient:10:0.01' (steps, damping), 'exact', "
-    "'unrolled' or 'unrolled:remat'"
+    "'identity', 'identity:straight-through', 'neumann:3' (terms), 'conjugate_gradient:10:0.01'"
+    " (steps, damping), 'exact', 'unrolled' or 'unrolled:remat'"
 )
+
+
+def _identity_of(straight_through: str = "") -> Identity:
+    if straight_through.replace("_", "-") not in ("", "straight-through"):
+        raise ValueError(f"straight_through: expected 'straight-through', got {straight_through!r}")
+    return identity(straight_through=bool(straight_through))
 
 
 def _neumann_of(num_terms: str = "1") -> Neumann:
@@ -603,7 +627,7 @@ def _unrolled_of(rematerialise: str = "") -> Unrolled:
 
 
 ADJOINTS: dict[str, Callable[..., Adjoint]] = {
-    "identity": identity,
+    "identity": _identity_of,
     "neumann": _neumann_of,
     "conjugate_gradient": _conjugate_gradient_of,
     "exact": _exact_of,

@@ -203,6 +203,36 @@ def test_composes_with_vmap_and_scan():
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], scanned), single[0], atol=1e-5)
 
 
+def test_straight_through_teaches_what_lies_in_a_corner():
+    """E = ½ ‖Y − θ t‖² on the simplex, t far beyond a corner: the projection holds Y there."""
+    target = jnp.array([[[5.0, 0.0, 0.0], [0.0, 7.0, 1.0]]])
+    weights = jnp.array([[[1.0, -2.0, 0.5], [0.25, -1.0, 2.0]]])
+    energy = problems.quadratic(jnp.ones((2, 3)))
+
+    def total(params, adjoint):
+        minimum = ms.minimise(
+            energy, params, ms.Context(target), jnp.full((1, 2, 3), 1 / 3), num_steps=10,
+            projection=ms.simplex, adjoint=adjoint,
+        )  # fmt: skip
+        return jnp.sum(weights * minimum.sets), minimum.sets
+
+    params, straight = {"scale": jnp.ones(())}, ms.identity(straight_through=True)
+    (plain, sets), nothing = jax.value_and_grad(total, has_aux=True)(params, ms.identity())
+    (value, _), grads = jax.value_and_grad(total, has_aux=True)(params, straight)
+    assert sets.tolist() == [[[1, 0, 0], [0, 1, 0]]]
+    assert value == plain
+    assert nothing["scale"] == 0
+    np.testing.assert_allclose(grads["scale"], jnp.sum(weights * target), rtol=1e-6)
+    _, forward = jax.jvp(lambda p: total(p, straight)[0], (params,), ({"scale": jnp.ones(())},))
+    np.testing.assert_allclose(forward, grads["scale"], rtol=1e-6)
+
+
+def test_straight_through_is_the_identity_without_a_projection():
+    problem = problems.fspool_problem(KEY)
+    found = grads_of(problem, ms.identity(straight_through=True))
+    chex.assert_trees_all_equal(found, grads_of(problem, ms.identity()))
+
+
 def temp_bytes(adjoint, num_steps):
     problem = problems.fspool_problem(KEY, batch=16, n=8, d=4, hidden=64, latent=64)
     settings = {"optimizer": ms.DEFAULT_OPTIMIZER, "num_steps": num_steps}
@@ -252,6 +282,7 @@ def test_backward_pass_shares_the_last_gradient_of_the_descent():
     ("text", "adjoint"),
     [
         ("identity", ms.identity()),
+        ("identity:straight-through", ms.identity(straight_through=True)),
         ("unrolled", ms.unrolled()),
         ("unrolled:remat", ms.unrolled(rematerialise=True)),
         ("exact", ms.exact()),
@@ -269,7 +300,16 @@ def test_parse(text, adjoint):
 
 @pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize(
-    "text", ["", "newton", "identity:1", "neumann:x", "neumann:-1", "conjugate_gradient:1:2:3"]
+    "text",
+    [
+        "",
+        "newton",
+        "identity:1",
+        "identity:straight-through:1",
+        "neumann:x",
+        "neumann:-1",
+        "conjugate_gradient:1:2:3",
+    ],
 )
 def test_parse_errors(text):
     with pytest.raises(ValueError, match="adjoint: expected"):

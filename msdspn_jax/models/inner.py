@@ -54,8 +54,9 @@ class Inner:
     """Where sets may lie: anywhere, or every element on the probability simplex. In code, any
     function that projects [batch, n, d]."""
     adjoint: Adjoint | None = None
-    """How the minimum is differentiated: identity, neumann:K, conjugate_gradient:K[:DAMPING],
-    exact, unrolled, unrolled:remat. Default: identity for idspn, unrolled for dspn."""
+    """How the minimum is differentiated: identity, identity:straight-through (projections left out
+    of the derivative), neumann:K, conjugate_gradient:K[:DAMPING], exact, unrolled, unrolled:remat.
+    Default: identity for idspn, unrolled for dspn."""
     pool: Pool | None = None
     """How the energy's set encoder pools over elements; relation: over all pairs of elements, then
     fspool; sum and mean are merely set-equivariant."""
