@@ -11,7 +11,8 @@ RECORDS=${RECORDS:-experiments/class_specific_numbering/runs}
 SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 32 --inner.num-steps 10
           --batch-size 64 --learning-rate 3e-3 --steps 1000 --evaluate-every 250
           --checkpoint-every 1000 --val-size 1280 --test-size 6400)
-for model in ${MODELS:-idspn idspn-straight bilstm transformer-pe dspn transformer-random-pe transformer deep-sets}; do
+all="idspn idspn-straight bilstm transformer-pe dspn transformer-random-pe transformer deep-sets"
+for model in ${MODELS:-$all}; do
   for size in ${SIZES:-64 640}; do
     for seed in ${SEEDS:-0 1 2 3 4 5}; do
       run=$RUNS/$model-$size-$seed
