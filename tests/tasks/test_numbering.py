@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from msdspn_jax.adjoints import identity
 from msdspn_jax.errors import UserError
 from msdspn_jax.losses import numbering_assignment, numbering_loss
 from msdspn_jax.matching.assignment import INVALID
@@ -479,3 +480,16 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
     ]
     (row,) = summary({(6, 3): full})
     assert row.ours == "50.0; decoded with 20 steps, 4 initial sets, momentum 0.8: 90.0"
+
+
+def test_straight_through_has_rows_of_its_own(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Scores, rows_of, summary
+
+    straight = Inner(num_steps=3, adjoint=identity(straight_through=True))
+    scores = [
+        Scores(tmp_path, small("idspn", train_size=640, inner=inner), 1, {"macro_accuracy": [x]})
+        for inner, x in ((Inner(num_steps=3), 0.5), (straight, 0.75))
+    ]
+    assert [str(row) for row in rows_of(scores)] == ["iDSPN", "iDSPN: straight-through"]
+    rows = [(row.case, row.ours) for row in summary({(5, 3): scores})]
+    assert rows == [("iDSPN", "50.0"), ("iDSPN, straight-through", "75.0")]
