@@ -26,6 +26,7 @@ ROWS = {
     "Slot Attention, Muon": ("slot-attention-muon",),
     "Slot Attention, as published": ("slot-attention",),
     "Slot MLP": ("slot-mlp",),
+    "iDSPN, FSPool, half the time": ("idspn-fspool",),
     "iDSPN, relation network, half the time": ("idspn-relation",),
     "iDSPN, sum, half the time": ("idspn-sum",),
     "iDSPN, mean, half the time": ("idspn-mean",),

@@ -34,7 +34,7 @@ reference=("${images[@]}" "${idspn[@]}")
 compare() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}") steps cost=1
   if [[ -e $RECORDS/$name/metrics.jsonl ]]; then return; fi
-  if [[ $name != idspn-[01] ]]; then
+  if [[ $name != idspn-[01] && $name != idspn-fspool ]]; then
     # Seeds have the same; a step of Slot Attention, with 5 x 5 convolutions at full size, is long.
     local file=$RUNS/${name%-[01]}.pace
     pace "$file" "$([[ $name == slot-attention* ]] && echo 24 || echo 60)" "${flags[@]}"
@@ -46,7 +46,8 @@ compare() { # name, share of the time, flags
     --checkpoint-every $((steps < 1000 ? 20 : 200))
 }
 
-all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1 relation sum mean)
+all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1
+  fspool relation sum mean)
 for name in "${@:-${all[@]}}"; do
   case $name in
     idspn-[01]) compare "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
@@ -54,7 +55,7 @@ for name in "${@:-${all[@]}}"; do
     slot-attention) compare "$name" 1 "${slots[@]}" ;;  # its own schedule, warm-up apart
     slot-attention-muon) compare "$name" 1 "${slots[@]}" "${muon[@]}" ;;
     slot-mlp) compare "$name" 1 --model slot-mlp "${muon[@]}" ;;
-    relation | sum | mean) compare "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
+    fspool | relation | sum | mean) compare "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
     *) echo "comparison.sh: expected some of ${all[*]}, got $name" >&2; exit 2 ;;
   esac
 done
