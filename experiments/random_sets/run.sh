@@ -25,8 +25,8 @@ train() { # n, inner steps, variant, seed, further flags
   esac
   $MSDSPN train random-sets --set-size "$1" --set-dim "$1" --inner.num-steps "$2" --seed "$4" \
     "${model[@]}" --no-tensorboard --resume auto --run-dir "$RUNS/$name" "${@:5}"
-  for steps in 10 20 40 80; do
-    $MSDSPN evaluate "$RUNS/$name" --checkpoint latest --split val --inner.num-steps $steps
+  for decoding in 10 20 40 80; do
+    $MSDSPN evaluate "$RUNS/$name" --checkpoint latest --split val --inner.num-steps $decoding
   done
   $PYTHON experiments/keep_run.py "$RUNS/$name" "$RECORDS"
 }
@@ -35,6 +35,7 @@ falling=(--outer.schedule linear --steps 4000)
 muon=(--outer.optimizer muon --outer.schedule linear --steps 8000 --learning-rate 0.03)
 
 published() { # sizes: 10 and 20 inner steps, three variants, one seed; two at n = 8
+  local n steps variant
   for n in "$@"; do
     for steps in 10 20; do
       for variant in idspn idspn-plain dspn; do

@@ -1,18 +1,24 @@
-"""The scripts of CLEVR's comparison and search ask for trainings that can begin."""
+"""The scripts of the experiments ask for trainings that can begin."""
 
 import dataclasses
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+
+import pytest
 
 from msdspn_jax.commands import train
+from msdspn_jax.training.config import Run
 
-CLEVR = Path(__file__).parents[1] / "experiments" / "clevr"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+CLEVR = EXPERIMENTS / "clevr"
 
 
-def asked_for(script: Path, folder: Path, measured: dict[str, float]):
+def asked_for(script: Path, folder: Path, measured: Mapping[str, float] = MappingProxyType({})):
     """The configuration of every training that a script begins, by its name."""
     said = folder / "said"
     noted = folder / "msdspn"
@@ -27,9 +33,25 @@ def asked_for(script: Path, folder: Path, measured: dict[str, float]):
     environment = os.environ | {name: str(path) for name, path in places.items()}
     subprocess.run([str(script)], env=environment, check=True, timeout=60)
     lines = [line.split() for line in said.read_text().splitlines()]
-    configs = [train.parse("clevr", line[2:]) for line in lines if line[0] == "train"]
+    configs = [train.parse(line[1], line[2:]) for line in lines if line[0] == "train"]
     assert all(not config.remarks() for config in configs)
     return {Path(str(config.run.dir)).name: config for config in configs}
+
+
+@pytest.mark.parametrize(
+    ("script", "num"),
+    [
+        ("class_specific_numbering/run.sh", 13),
+        ("class_specific_numbering/inner.sh", 16),
+        ("random_sets/run.sh", 43),
+    ],
+)
+def test_every_training_parses(script, num, tmp_path):
+    configs = asked_for(EXPERIMENTS / script, tmp_path)
+    assert len(configs) == num
+    alike = [dataclasses.replace(each, seed=0, run=Run()) for each in configs.values()]
+    seeds = {name.rstrip("0123456789") for name in configs}
+    assert len(set(map(repr, alike))) == len(seeds)
 
 
 def test_every_training_of_the_comparison_parses(tmp_path):
