@@ -42,7 +42,9 @@ compare() { # name, share of the time, flags
   fi
   steps=$($PYTHON -c "print(int(round($STEPS * $share / $cost, -1)) or 10)")
   if [[ $name == slot-attention-muon ]]; then flags+=(--outer.warmup-steps $((steps / 20))); fi
-  train "$name" "$steps" "${flags[@]}" --evaluate-every $((steps / 10)) \
+  # To score a relation network takes as long as dozens of its training steps.
+  local looks=$([[ $name == idspn-relation ]] && echo 4 || echo 10)
+  train "$name" "$steps" "${flags[@]}" --evaluate-every $((steps / looks)) \
     --checkpoint-every $((steps < 1000 ? 20 : 200))
 }
 

@@ -2,8 +2,9 @@
 
     python experiments/clevr/pace.py msdspn train clevr FLAGS
 
-Runs the command and prints the number. The command says its step every 15 seconds; the processor
-time of the process is read at those lines, and the slope from the second to the last is taken.
+Runs the command until its last step and prints the number; to score the model is not waited for.
+The command says its step every 15 seconds; the processor time of the process is read at those
+lines, and the slope from the second to the last is taken.
 """
 
 import os
@@ -25,10 +26,13 @@ def pace(command):
     with subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             sys.stderr.write(line)
-            if step := re.match(r"step (\d+)/", line):
+            if step := re.match(r"step (\d+)/(\d+) ", line):
                 seen.append((int(step[1]), processor_seconds(process.pid)))
-    if process.returncode:
-        raise SystemExit(process.returncode)
+                if step[1] == step[2]:
+                    process.kill()
+                    break
+        else:
+            raise SystemExit(process.wait() or "pace: expected a training that takes all its steps")
     if len(seen) < 3:
         raise SystemExit("pace: expected a training of several lines of steps; take more steps")
     (first, start), (last, end) = seen[1], seen[-1]
