@@ -435,6 +435,7 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
     published = at_64 and 640 in PUBLISHED.get(row.model, {})
     folder = "experiments/class_specific_numbering"
     runs = " ".join(dict.fromkeys(score.folder.name for score in members))
+    script = {64: f"run.sh {runs}", 8: "small.sh"}.get(set_size, f"inner.sh {runs}")
     return Result(
         f"[numbering]({folder}/README.md), n = {set_size}{', not 64' * (not at_64)}: macro"
         " accuracy, %",
@@ -443,7 +444,7 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
         str(cell) + more,
         "; ".join([*size, _seeds(str(cell.seeds))]),
         f"{cell.hours * cell.seeds:.2g}",
-        f"{folder}/{f'run.sh {runs}' if at_64 else 'small.sh'}",
+        f"{folder}/{script}",
     )
 
 
