@@ -26,7 +26,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
 import msdspn_jax as ms
-from msdspn_jax import matching, ranks, tasks
+from msdspn_jax import _markdown, matching, ranks, tasks
 from msdspn_jax.clevr.procedural import procedural_examples
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.autoencoding.model import autoencoder
@@ -433,12 +433,9 @@ def words_of(make: Callable[[], Any]) -> str:
 
 def page() -> str:
     cpu_only = ", ".join(f"`{name}`" for name in CPU_ONLY)
-    lines = [
-        HEADER.format(
-            version=jax.__version__, date=datetime.date.today(), devices=DEVICES, cpu_only=cpu_only
-        )
-    ]
-    lines += [f"| program | {' | '.join(WAYS)} | calls of native code |", "|---|---|---|---|"]
+    header = HEADER.format(
+        version=jax.__version__, date=datetime.date.today(), devices=DEVICES, cpu_only=cpu_only
+    )
     cells: dict[str, dict[str, str]] = {}
     calls: dict[str, dict[str, str]] = {}
     for name in ROWS:
@@ -455,18 +452,19 @@ def page() -> str:
         cells.setdefault(title, {})[way] = size
         calls.setdefault(title, {}).update(native)
         print(f"{name}: {size}", file=sys.stderr, flush=True)
+    rows = []
     for title, sizes in cells.items():
         named = {platform: words for platform, words in calls[title].items() if words}
         same = len(set(named.values())) == 1
         each = "; ".join(f"{platform}: {words}" for platform, words in named.items())
         shown = next(iter(named.values())) if same else each
-        row = [title, *(sizes.get(way, "") for way in WAYS), shown]
-        lines.append(f"| {' | '.join(row)} |".replace("  |", " |"))
+        rows.append([title, *(sizes.get(way, "") for way in WAYS), shown])
+    table = _markdown.table(["program", *WAYS, "calls of native code"], rows)
     host = words_of(lambda: contents(matching_of("host", "one device"), "cuda"))
     pmap = words_of(lambda: export.export(jax.pmap(lambda x: x), platforms=("cuda",))(array(1, 3)))
     optax = words_of(lambda: contents(matching_of("optax", "shard_map"), "cuda"))
     drawn = words_of(lambda: contents(renderer("fast", "shard_map", check=True), "cuda"))
-    return "\n".join(lines) + "\n" + FOOTER.format(host=host, optax=optax, drawn=drawn, pmap=pmap)
+    return header + table + FOOTER.format(host=host, optax=optax, drawn=drawn, pmap=pmap)
 
 
 if __name__ == "__main__":

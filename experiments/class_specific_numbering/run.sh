@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The published size: n = 64, 4 classes, in a tenth of the published steps.
-# Unfinished runs go on, finished ones are skipped, also those of which the repository has the
-# record (RECORDS=FOLDER keeps records elsewhere, and so makes all runs again): stop and start it at
-# will.
+# The published size: n = 64, 4 classes, in a tenth of the published steps. Unfinished runs go on,
+# finished ones are skipped, also those of which the repository has the record (RECORDS=FOLDER
+# keeps records elsewhere, and so makes all runs again): stop and start it at will.
 #
 #   experiments/class_specific_numbering/run.sh [PART or RUN ...]
 #
-# Default: straight tenth averaged published others more. RUN: one of their runs, such as idspn-averaged-s0.
+# Default: straight tenth averaged published others more. RUN: one of their runs, such as
+# idspn-averaged-s0.
 #
-# 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that.
-# The steps of the baselines are a guess at equal processor time, to be set by the first runs.
+# 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that. The
+# steps of the baselines are a guess at equal processor time, to be set by the first runs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}

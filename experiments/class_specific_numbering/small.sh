@@ -8,9 +8,9 @@ cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
 RUNS=${RUNS:-runs/numbering-small}
 RECORDS=${RECORDS:-experiments/class_specific_numbering/runs}
-SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 32 --inner.num-steps 10
-          --batch-size 64 --learning-rate 3e-3 --steps 1000 --evaluate-every 250
-          --checkpoint-every 1000 --val-size 1280 --test-size 6400)
+SETTINGS=(--set-size 8 --num-classes 4 --hidden-dim 64 --latent-dim 64 --width 32
+          --inner.num-steps 10 --batch-size 64 --learning-rate 3e-3 --steps 1000
+          --evaluate-every 250 --checkpoint-every 1000 --val-size 1280 --test-size 6400)
 all="idspn idspn-straight bilstm transformer-pe dspn transformer-random-pe transformer deep-sets"
 for model in ${MODELS:-$all}; do
   for size in ${SIZES:-64 640}; do

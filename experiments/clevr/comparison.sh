@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
 # processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512, 80
-# with AVX2.
-# Unfinished runs go on, finished ones are skipped, also those of which the repository has the record
-# (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
+# with AVX2. Unfinished runs go on, finished ones are skipped, also those of which the repository
+# has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
 #   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core (AVX-512)
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32 without the norm
-# before its end, batch 128. What a step takes is measured first (pace.py), in turn: iDSPN, the model
-# at hand, iDSPN. Their ratio decides how many steps there are, so runs of different machines can
-# stand in one table; RUNS/NAME.pace keeps it. The learning rate falls to zero at the end. Pin a call
-# to its core (taskset), and run no more than there are cores.
+# before its end, batch 128. What a step takes is measured first (pace.py), in turn: iDSPN, the
+# model at hand, iDSPN. Their ratio decides how many steps there are, so runs of different
+# machines can stand in one table; RUNS/NAME.pace keeps it. The learning rate falls to zero at the
+# end. Pin a call to its core (taskset), and run no more than there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 RUNS=${RUNS:-runs/clevr-comparison}

@@ -1,5 +1,5 @@
-# Trainings of CLEVR at equal processor time, for comparison.sh and recipes/search.sh. They set RUNS,
-# RECORDS and reference, the flags of the training whose steps are the unit of time.
+# Trainings of CLEVR at equal processor time, for comparison.sh and recipes/search.sh. They set
+# RUNS, RECORDS and reference, the flags of the training whose steps are the unit of time.
 shopt -s inherit_errexit  # A measurement that fails is no number.
 MSDSPN=${MSDSPN:-msdspn}
 PYTHON=${PYTHON:-python}

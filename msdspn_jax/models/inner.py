@@ -73,8 +73,9 @@ class Inner:
             if isinstance(value, np.number):  # As config.json can hold it.
                 object.__setattr__(self, field.name, value.item())
         given = {name: value for name, value in vars(self).items() if value is not None}
-        for name in [name for name in given if name.endswith(("num_steps", "num_starts"))]:
-            _check.require_integer(name, given[name], 1)
+        for name, value in given.items():
+            if name.endswith(("num_steps", "num_starts")):
+                _check.require_integer(name, value, 1)
         for name in given.keys() & {"step_size", "max_grad_norm", "tolerance"}:
             _check.require_positive(name, given[name])
         if "momentum" in given:

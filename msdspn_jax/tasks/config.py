@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from msdspn_jax.adjoints import Unrolled
+from msdspn_jax.adjoints import Unrolled, identity
 from msdspn_jax.models.inner import ENERGY_MODELS, Inner, published_inner
 from msdspn_jax.training.config import TrainConfig
 
@@ -50,7 +50,10 @@ class TaskConfig(TrainConfig):
         if getattr(self, "fresh", False):
             reasons |= dict.fromkeys(("train_size", "images_on"), "--fresh")
         default = {f.name: f.default for f in dataclasses.fields(self)}
-        return [
+        straight = self.inner.adjoint == identity(straight_through=True)
+        idle = straight and self.minimises and self.resolved_inner().projection == "none"
+        said = ["warning: --inner.adjoint: straight-through is identity without a projection"]
+        return said * idle + [
             f"warning: --{name.replace('_', '-')}: {reason} does not use it"
             for name, reason in reasons.items()
             if name in default and getattr(self, name) != default[name]

@@ -482,6 +482,14 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
     assert row.ours == "50.0; decoded with 20 steps, 4 initial sets, momentum 0.8: 90.0"
 
 
+def test_straight_through_without_a_projection_is_said():
+    straight = Inner(num_steps=3, adjoint=identity(straight_through=True))
+    free = dataclasses.replace(straight, projection="none")
+    idle = "warning: --inner.adjoint: straight-through is identity without a projection"
+    assert idle not in small("idspn", inner=straight).remarks()
+    assert idle in small("idspn", inner=free).remarks()
+
+
 def test_straight_through_has_rows_of_its_own(tmp_path):
     from msdspn_jax.tasks.numbering.report import Scores, rows_of, summary
 

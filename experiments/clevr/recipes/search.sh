@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# One change of the recipe at a time, at equal time: every run has the processor time of STEPS steps
-# of the base. Unfinished runs go on, finished ones are skipped, also those of which the repository
-# has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
+# One change of the recipe at a time, at equal time: every run has the processor time of STEPS
+# steps of the base. Unfinished runs go on, finished ones are skipped, also those of which the
+# repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
-#   experiments/clevr/recipes/search.sh [NAME ...]    # default: all; 12 minutes each on one core (AVX2)
+#   experiments/clevr/recipes/search.sh [NAME ...]    # default: all; some 12 minutes each (AVX2)
 #
-# A NAME is that of a change below and a seed, as in rate-0.02-s0. Base: three to ten objects at 64 x
-# 64, 70,000 procedural scenes (rendered once), ResNet-18 of width 32, batch 128, 20 inner steps (40
-# when decoding), Muon at 0.01 that falls to zero. Where a change has a price, what a step takes is
-# measured first (pace.py). Pin a call to its core (taskset), and run no more than there are cores.
+# A NAME is that of a change below and a seed, as in rate-0.02-s0. Base: three to ten objects at
+# 64 x 64, 70,000 procedural scenes (rendered once), ResNet-18 of width 32, batch 128, 20 inner
+# steps (40 when decoding), Muon at 0.01 that falls to zero. Where a change has a price, what a
+# step takes is measured first (pace.py). Pin a call to its core (taskset), and run no more than
+# there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 RUNS=${RUNS:-runs/clevr-search}
