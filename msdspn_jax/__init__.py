@@ -69,6 +69,7 @@ from msdspn_jax.losses import (
 from msdspn_jax.matching.assignment import INVALID, UNMATCHED, assign, matched_cost
 from msdspn_jax.matching.bottleneck import assign_bottleneck
 from msdspn_jax.metrics import numbering_accuracy
+from msdspn_jax.models.authors import from_pytorch
 from msdspn_jax.models.inner import Inner, published_inner
 from msdspn_jax.models.set_predictor import (
     SetDecoder,
@@ -125,6 +126,7 @@ __all__ = [
     "continuous_weight",
     "exact",
     "example_sets",
+    "from_pytorch",
     "fspool",
     "generalised_iou",
     "hungarian_loss",

@@ -41,6 +41,9 @@ class Export:
 
     run: Path | None = None
     """A run folder of msdspn train clevr or sets. Without it: the CLEVR model in the box."""
+    pytorch: Path | None = None
+    """In place of a run: a checkpoint that the paper authors' train_exp3.py wrote (.ckpt). It is
+    read without PyTorch, and no code in it is run."""
     checkpoint: str = "best"
     """With --run: best (by validation), latest, or a step."""
     out: Path | None = None
@@ -82,7 +85,14 @@ class Export:
             if os.path.isdir(path):
                 raise UserError(f"{path} is a folder; name a file")
             check_new(path, overwrite=self.overwrite)
-        model: Any = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
+        trained.check_one(run=self.run, pytorch=self.pytorch)
+        model: Any
+        if self.pytorch is not None:
+            from msdspn_jax.trained.pytorch import clevr_model
+
+            model = clevr_model(self.pytorch)
+        else:
+            model = trained.find(run=self.run, checkpoint=self.checkpoint, tasks=("clevr", "sets"))
         model = model.with_starts(how.num_starts)
         model.num_inner_steps(how.inner_steps)
         if self.weights is not None:

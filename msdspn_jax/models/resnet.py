@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         of the whole batch.
       momentum: share of the old running statistics kept at each step.
       dtype: of the computation, for example ``jnp.bfloat16``. Parameters, statistics and the
-        latent stay in float32.
+        latent have 32 bits, or 64.
     """
 
     stage_sizes: Sequence[int] = STAGES["resnet18"]
@@ -98,7 +98,7 @@ class ResNet(nn.Module):
             conv_general_dilated=conv_general_dilated,
             name="end",
         )(x)
-        return x.reshape(x.shape[0], -1).astype(jnp.float32)
+        return x.reshape(x.shape[0], -1).astype(jnp.promote_types(self.dtype, jnp.float32))
 
     def _end_channels(self, shape: tuple[Any, ...]) -> int:
         require_choice("first_stride", self.first_stride, (1, 2))
