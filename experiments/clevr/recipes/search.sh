@@ -49,6 +49,7 @@ declare -A paid=(
   [latent-1024]="--latent-dim 1024"
   [hidden-256]="--hidden-dim 256"
   [hidden-1024]="--hidden-dim 1024"
+  [inner-5]="--inner.num-steps 5 --inner.late-num-steps 5"
   [inner-10]="--inner.num-steps 10 --inner.late-num-steps 10"
   [inner-40]="--inner.num-steps 40 --inner.late-num-steps 40"
   [neumann-1]="--inner.adjoint neumann:1"
