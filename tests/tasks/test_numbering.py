@@ -466,12 +466,16 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
         "20 steps, 4 initial sets, momentum 0.8",
         "20 steps",
     ]
-    lines = decodings_table(scores).splitlines()[2:]
-    assert lines == [
-        "| DeepSets; 10 samples | 20 steps, 4 initial sets, momentum 0.8 | 85.0±7.1 | 95.0±7.1 |",
-        "| DeepSets; 10 samples | 20 steps | 65.0±7.1 |  |",
-        "| DeepSets; 20 samples | step size 2 | 100.0 |  |",
+    long = "20 steps, 4 initial sets, momentum 0.8"
+    assert decodings_table(scores).splitlines() == [
+        f"| trained | hours a seed | 20 steps | step size 2 | {long} |",
+        "|---|---|---|---|---|",
+        "| DeepSets; 10 samples | < 0.001 | 70.0; 60.0 |  | 80.0; 90.0 (test: 90.0; 100.0) |",
+        "| DeepSets; 20 samples | < 0.001 |  | 100.0 |  |",
     ]
+    # Of three rows, what one alone has is left out.
+    three = [*scores, run("e", [(5, more, "val", 0.3)], train_size=30)]
+    assert decodings_table(three, common=True).startswith("| trained | hours a seed | 20 steps |\n")
     assert decodings_table(scores[2:3]) == ""
     # The README's table has the test score of what is best on validation.
     full = [

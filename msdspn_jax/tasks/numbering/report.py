@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from msdspn_jax.tasks.numbering.equivariance import (
 )
 from msdspn_jax.tasks.numbering.model import build_model
 from msdspn_jax.tasks.runs import Runs
-from msdspn_jax.tasks.summary import Result, write_results
+from msdspn_jax.tasks.summary import Result, marks, put_into, write_results
 from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
@@ -112,16 +113,19 @@ class Row(NamedTuple):
 class Cell(NamedTuple):
     """Macro accuracy in percent over several `seeds`; `std` is the sample standard deviation.
 
-    `hours` are those that training one seed took.
+    `hours` are those that training one seed took. Of two seeds, `both` are shown.
     """
 
     mean: float
     std: float
     seeds: int
     hours: float = 0.0
+    both: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        """Mean ± deviation, as in the paper."""
+        """Mean ± deviation, as in the paper; of two seeds each."""
+        if self.both:
+            return "; ".join(f"{x:.1f}" for x in self.both)
         return f"{self.mean:.1f}±{self.std:.1f}" if self.seeds > 1 else f"{self.mean:.1f}"
 
 
@@ -153,6 +157,7 @@ def report(argv: list[str], runs: Runs) -> int:
             )
             plots.save(figure, out / f"learning{ending}")
     write_results(out, summary(groups))
+    _put_into_page(out / "README.md", groups)
     print(text)
     if options.equivariance:
         text = equivariance_table(scores, runs)
@@ -160,6 +165,16 @@ def report(argv: list[str], runs: Runs) -> int:
         print(text)
     print(f"\nwritten to {out}")
     return 0
+
+
+def _put_into_page(page: Path, groups: Mapping[tuple[int, int], Sequence[Scores]]) -> None:
+    """The table of every problem for which a page has the marks."""
+    text = page.read_text() if page.exists() else ""
+    for (set_size, num_classes), scores in groups.items():
+        name = f"msdspn report numbering, n = {set_size}"
+        if marks(name)[0] in text:
+            rows = markdown(table(scores), (set_size, num_classes))
+            put_into(page, decodings_table(scores, common=True) or rows, name)
 
 
 # --- reading runs ---
@@ -222,7 +237,12 @@ def rows_of(scores: Sequence[Scores]) -> dict[Row, list[Scores]]:
                 (row if rows.count(row) == 1 else Row(*key), members)
                 for row, (key, members) in zip(rows, found.items(), strict=True)
             ),
-            key=lambda item: (list(PUBLISHED).index(item[0].model), item[0][1:]),
+            key=lambda item: (
+                list(PUBLISHED).index(item[0].model),
+                item[0].augmented,
+                # As people count: 5 before 10.
+                [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", item[0].training)],
+            ),
         )
     )
 
@@ -295,7 +315,7 @@ def markdown(rows: Mapping[Row, Mapping[int, Cell]], problem: tuple[int, int]) -
     lines = []
     for row, cells in rows.items():
         ours = [str(cells[size]) if size in cells else "" for size in sizes]
-        hours = "; ".join(f"{cells[size].hours:.2g}" for size in sizes if size in cells)
+        hours = "; ".join(_hours(cells[size].hours) for size in sizes if size in cells)
         theirs = ["{:.1f}±{:.1f}".format(*PUBLISHED[row.model][size]) for size in published]
         lines.append([row, *ours, hours, *theirs])
     return _markdown.table(head, lines)
@@ -309,24 +329,42 @@ class Decoded(NamedTuple):
 
 
 def decoded(scores: Sequence[Scores]) -> list[Decoded]:
-    """Every other way of decoding that all of these runs were scored with, the best first.
+    """Every way of decoding that all of these runs were scored with, the best first.
 
-    Best on validation, at the last step for which a run has such scores.
+    Best on validation, at the last step for which a run has such scores. Runs that were only ever
+    decoded as they were trained have none.
     """
-    by_run = [
-        {_decoding(x["inner"]): x["metrics"] for x in last_decodings(score.folder)}
-        for score in scores
-    ]
+    by_run = [_decodings(score) for score in scores]
     found = []
     for words in by_run[0]:
         if all(words in of for of in by_run):
             cells = {}
             for split in ("val", "test"):
                 if all(split in of[words] for of in by_run):
-                    seeds = [x for of in by_run for x in of[words][split]["macro_accuracy"]]
+                    seeds = [x for of in by_run for x in of[words][split]]
                     cells[split] = _cell([100 * x for x in seeds], 0.0)
             found.append(Decoded(words, cells))
     return sorted(found, key=lambda of: -of.cells["val"].mean if "val" in of.cells else 0.0)
+
+
+def _decodings(score: Scores) -> dict[str, dict[str, list[float]]]:
+    """Macro accuracy of a run by way of decoding, its own among them, and by split."""
+    own: dict[str, Any] = {}
+    if score.config.minimises:
+        inner = score.config.resolved_inner()
+        own = {"num_steps": inner.steps_at_evaluation, "num_starts": inner.eval_num_starts}
+        own |= {name: getattr(inner, name) for name in ("momentum", "step_size")}
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in (records := last_decodings(score.folder)):
+        settings = own | record["inner"]
+        changed = {k: x for k, x in settings.items() if k == "num_steps" or x != own.get(k)}
+        by_split = {split: x["macro_accuracy"] for split, x in record["metrics"].items()}
+        found.setdefault(_decoding(changed), {}).update(by_split)
+    curve = validation_curve(score.folder, "macro_accuracy") if own and found else []
+    if curve and curve[-1][0] == records[0]["step"] and score.config.replicates == 1:
+        words = _decoding({"num_steps": own["num_steps"]})
+        found.setdefault(words, {"val": [curve[-1][2]]})
+    return found
 
 
 def _decoding(inner: Mapping[str, float]) -> str:
@@ -336,17 +374,43 @@ def _decoding(inner: Mapping[str, float]) -> str:
     return ", ".join(words.format(inner[name]) for name, words in units.items() if name in inner)
 
 
-def decodings_table(scores: Sequence[Scores]) -> str:
-    """Macro accuracy with other settings of the inner minimisation than in training."""
-    lines = []
+def decodings_table(scores: Sequence[Scores], *, common: bool = False) -> str:
+    """Macro accuracy with other settings of the inner minimisation than in training, on validation.
+
+    A row for each way of training, a column for each way of decoding; test scores in brackets.
+
+    Args:
+        scores: runs of one problem.
+        common: leave out the ways of decoding that fewer than half of the rows have.
+    """
+    sizes = {_train_size(score.config) for score in scores}
+    rows = []
     for row, members in rows_of(scores).items():
         for size in sorted({_train_size(score.config) for score in members}):
             alike = [score for score in members if _train_size(score.config) == size]
-            for words, cells in decoded(alike):
-                values = [str(cells.get(split, "")) for split in ("val", "test")]
-                lines.append([f"{row}; {_size(size)} samples", words, *values])
-    head = ["model", "decoded with", "validation, %", "test, %"]
-    return _markdown.table(head, lines) if lines else ""
+            cells = {x.words: x.cells for x in decoded(alike) if "val" in x.cells}
+            if cells:
+                name = f"{row}; {_size(size)} samples" if len(sizes) > 1 else str(row)
+                hours = np.mean([training_hours(score.folder) for score in alike])
+                rows.append((name, _hours(float(hours)), cells))
+    counts = Counter(words for *_, cells in rows for words in cells)
+    enough = len(rows) / 2 if common else 0
+    columns = sorted((x for x in counts if counts[x] >= enough), key=_by_number)
+    lines = [
+        [name, hours, *(_with_test(cells[x]) if x in cells else "" for x in columns)]
+        for name, hours, cells in rows
+    ]
+    return _markdown.table(["trained", "hours a seed", *columns], lines) if lines else ""
+
+
+def _with_test(cells: Mapping[str, Cell]) -> str:
+    """The score on validation, and that on the test split where there is one."""
+    return str(cells["val"]) + (f" (test: {cells['test']})" if "test" in cells else "")
+
+
+def _by_number(words: str) -> tuple[int, list[float]]:
+    """Short descriptions first, then by the numbers in them."""
+    return words.count(","), [float(x) for x in re.findall(r"[0-9.]+", words)]
 
 
 def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
@@ -519,12 +583,17 @@ def _records(scores: Sequence[Scores]) -> list[dict[str, Any]]:
 
 def _cell(percent: Sequence[float], hours: float) -> Cell:
     std = float(np.std(percent, ddof=1)) if len(percent) > 1 else 0.0
-    return Cell(float(np.mean(percent)), std, len(percent), hours / len(percent))
+    both = tuple(percent) if len(percent) == 2 else ()
+    return Cell(float(np.mean(percent)), std, len(percent), hours / len(percent), both)
 
 
 def _train_size(config: Config) -> int:
     """Samples in the training set; 0: fresh ones at every step."""
     return 0 if config.fresh else config.train_size
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours >= 1e-3 else "< 0.001"
 
 
 def _size(size: int) -> str:
