@@ -468,10 +468,10 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
     ]
     long = "20 steps, 4 initial sets, momentum 0.8"
     assert decodings_table(scores).splitlines() == [
-        f"| trained | hours a seed | 20 steps | step size 2 | {long} |",
+        f"| trained | hours a seed | step size 2 | 20 steps | {long} |",
         "|---|---|---|---|---|",
-        "| DeepSets; 10 samples | < 0.001 | 70.0; 60.0 |  | 80.0; 90.0 (test: 90.0; 100.0) |",
-        "| DeepSets; 20 samples | < 0.001 |  | 100.0 |  |",
+        "| DeepSets; 10 samples | < 0.001 |  | 70.0; 60.0 | 80.0; 90.0 (test: 90.0; 100.0) |",
+        "| DeepSets; 20 samples | < 0.001 | 100.0 |  |  |",
     ]
     # Of three rows, what one alone has is left out.
     three = [*scores, run("e", [(5, more, "val", 0.3)], train_size=30)]
