@@ -100,7 +100,7 @@ def _image_encoder(left: dict[str, np.ndarray], prefix: str) -> tuple[dict, dict
     """Parameters and statistics of a `ResNet`, and the channels of its last convolution."""
     params: dict[str, Any] = {}
     stats: dict[str, Any] = {}
-    for (*block, layer), name in list(_layers(left, prefix)):
+    for (*block, layer), name in list(_layers(left, prefix)):  # All, before any is taken.
         params_here, stats_here = params, stats
         for part in block:
             params_here = params_here.setdefault(part, {})
