@@ -44,8 +44,8 @@ class Export:
     pytorch: Path | None = None
     """In place of a run: a checkpoint that the paper authors' train_exp3.py wrote (.ckpt). It is
     read without PyTorch, and no code in it is run."""
-    checkpoint: str = "best"
-    """With --run: best (by validation), latest, or a step."""
+    checkpoint: str | None = None
+    """With --run: best (by validation; the default), latest, or a step."""
     out: Path | None = None
     """The program to write, for example model.zip."""
     weights: Path | None = None
@@ -85,7 +85,7 @@ class Export:
             if os.path.isdir(path):
                 raise UserError(f"{path} is a folder; name a file")
             check_new(path, overwrite=self.overwrite)
-        trained.check_one(run=self.run, pytorch=self.pytorch)
+        trained.check_one(run=self.run, pytorch=self.pytorch, checkpoint=self.checkpoint)
         model: Any
         if self.pytorch is not None:
             from msdspn_jax.trained.pytorch import clevr_model

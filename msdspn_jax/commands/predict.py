@@ -101,8 +101,8 @@ class Predict:
     """Write the predictions to standard output as JSON, and nothing else there."""
     run: Path | None = None
     """A run folder of msdspn train clevr."""
-    checkpoint: str = "best"
-    """With --run: best (by validation), latest, or a step."""
+    checkpoint: str | None = None
+    """With --run: best (by validation; the default), latest, or a step."""
     weights: Path | None = None
     """A safetensors file of msdspn export --weights."""
     program: Path | None = None
@@ -234,7 +234,9 @@ class Predict:
         from msdspn_jax.trained.isolated import IsolatedProgram
 
         how = self.decoding
-        trained.check_one(run=self.run, weights=self.weights, program=path)
+        trained.check_one(
+            run=self.run, weights=self.weights, program=path, checkpoint=self.checkpoint
+        )
         program = IsolatedProgram(path, time_limit=self.time_limit)
         settings = program.settings
         names = ("model", "step", "inner_steps", "num_starts", "seed", "size", "sees")

@@ -44,8 +44,8 @@ class PredictSets:
     """The .npz file to write."""
     run: Path | None = None
     """A run folder of msdspn train sets."""
-    checkpoint: str = "best"
-    """With --run: best (by validation), latest, or a step."""
+    checkpoint: str | None = None
+    """With --run: best (by validation; the default), latest, or a step."""
     weights: Path | None = None
     """A safetensors file of msdspn export --weights."""
     program: Path | None = None
@@ -179,7 +179,7 @@ class PredictSets:
     def _check(self) -> None:
         how = self.decoding
         given = {"run": self.run, "weights": self.weights, "program": self.program}
-        trained.check_one(**given)
+        trained.check_one(**given, checkpoint=self.checkpoint)
         if not any(given.values()):
             raise UserError(
                 "--run: expected a run folder of msdspn train sets, or --weights or --program"

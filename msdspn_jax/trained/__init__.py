@@ -17,7 +17,7 @@ def find(
     run: str | Path | None = None,
     weights: str | Path | None = None,
     program: str | Path | None = None,
-    checkpoint: str = "best",
+    checkpoint: str | None = None,
     tasks: tuple[str, ...] = ("clevr",),
 ) -> Model | Program:
     """A trained model, from where it is kept; no data is read.
@@ -29,14 +29,14 @@ def find(
         weights: a safetensors file of ``msdspn export --weights``.
         program: a zip file of ``msdspn export --out``; it runs without the code of the model. It is
             native code, which runs in this process: only for files that you trust.
-        checkpoint: with a run: best (by validation), latest, or a step.
+        checkpoint: with a run: best (by validation; the default), latest, or a step.
         tasks: of which task the model may be.
 
     Raises:
-        UserError: more than one of them; or it is not there, cannot be read, or is a model of
-            another task.
+        UserError: more than one of them, or a checkpoint without a run; or it is not there, cannot
+            be read, or is a model of another task.
     """
-    check_one(run=run, weights=weights, program=program)
+    check_one(run=run, weights=weights, program=program, checkpoint=checkpoint)
     # What is not asked for is not imported: a program runs without any model's code.
     if program is not None:
         from msdspn_jax.trained.program import load_program
@@ -45,7 +45,7 @@ def find(
     if run is not None:
         from msdspn_jax.trained.run import checkpoint_named, load_predictor
 
-        model = load_predictor(run, checkpoint=checkpoint_named(checkpoint))
+        model = load_predictor(run, checkpoint=checkpoint_named(checkpoint or "best"))
     else:
         from msdspn_jax.trained.weights import box_model_path, load_model
 
@@ -62,8 +62,8 @@ def find(
     return model
 
 
-def check_one(**given: str | Path | None) -> None:
-    """Refuse more than one place to find a model.
+def check_one(*, checkpoint: str | None = None, **given: str | Path | None) -> None:
+    """Refuse more than one place to find a model, and a checkpoint of what is no run.
 
     Raises:
         UserError: names the flags that are given.
@@ -71,3 +71,6 @@ def check_one(**given: str | Path | None) -> None:
     named = [f"--{name}" for name, path in given.items() if path is not None]
     if len(named) > 1:
         raise UserError(f"give only one of {', '.join(named)}")
+    if checkpoint is not None and named != ["--run"]:
+        got = f"got {named[0]}" if named else "got none"
+        raise UserError(f"--checkpoint {checkpoint}: expected --run FOLDER with it, {got}")

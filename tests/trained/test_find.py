@@ -134,6 +134,10 @@ def test_find_says_what_it_found(tmp_path, monkeypatch, capsys):
 def test_what_is_not_a_model_of_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="give only one of --run, --program"):
         trained.find(run="a", program="b")
+    with pytest.raises(
+        UserError, match="--checkpoint latest: expected --run FOLDER with it, got none"
+    ):
+        trained.find(checkpoint="latest")
     with pytest.raises(UserError, match="is not a run folder"):
         trained.find(run=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"task": "digits", "config": {}}))

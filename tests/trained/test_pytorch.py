@@ -196,3 +196,5 @@ def test_what_cannot_be_read_is_said(save, tmp_path):
 def test_a_checkpoint_and_a_run_are_one_too_many(tmp_path):
     with pytest.raises(UserError, match="only one of --run, --pytorch"):
         export.main(["--run", "a", "--pytorch", "b", "--weights", str(tmp_path / "c")])
+    with pytest.raises(UserError, match="expected --run FOLDER with it, got --pytorch"):
+        export.main(["--pytorch", "b", "--checkpoint", "latest", "--weights", str(tmp_path / "c")])
