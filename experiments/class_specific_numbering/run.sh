@@ -5,7 +5,7 @@
 #
 #   experiments/class_specific_numbering/run.sh [PART or RUN ...]
 #
-# Default: straight few long tenth averaged published others more. RUN: one of their runs, such as
+# Default: straight few growing long tenth averaged published others more. RUN: one of their runs, such as
 # idspn-averaged-s0.
 #
 # 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that. The
@@ -37,7 +37,7 @@ train() { # name, flags
 linear=(--outer.schedule linear --learning-rate 0.003)
 tenth=(--steps 5000 --evaluate-every 500 --checkpoint-every 250)
 
-parts="straight few long tenth averaged published others more" only=
+parts="straight few growing long tenth averaged published others more" only=
 for part in "${@:-$parts}"; do
   # The name of a run ends in that of its seed; of all parts, that run alone.
   if [[ $part == *-s[0-9] ]]; then only=$part part=$parts; else only=; fi
@@ -53,7 +53,10 @@ for part in "${@:-$parts}"; do
           train "idspn-straight-5-s$seed" --seed "$seed" "${linear[@]}" "${tenth[@]}" \
             --inner.adjoint identity:straight-through --inner.num-steps 5 --inner.eval-num-steps 20
         done ;;
-      long) # so for the published number of steps
+      growing) # 5 in the first half of training, 20 in the second
+        train idspn-straight-5-20-s0 "${linear[@]}" "${tenth[@]}" \
+          --inner.adjoint identity:straight-through --inner.num-steps 5 --inner.late-num-steps 20 ;;
+      long) # with 5, for the published number of steps
         train idspn-straight-5-long-s0 "${linear[@]}" --steps 50000 --evaluate-every 2500 \
           --checkpoint-every 250 --inner.adjoint identity:straight-through --inner.num-steps 5 \
           --inner.eval-num-steps 20 ;;
