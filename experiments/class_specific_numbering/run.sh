@@ -5,8 +5,8 @@
 #
 #   experiments/class_specific_numbering/run.sh [PART or RUN ...]
 #
-# Default: straight few growing long tenth averaged published others more. RUN: one of their runs, such as
-# idspn-averaged-s0.
+# Default: straight few growing long tenth averaged published others more. RUN: one of their runs,
+# such as idspn-averaged-s0.
 #
 # 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that. The
 # steps of the baselines are a guess at equal processor time, to be set by the first runs.
