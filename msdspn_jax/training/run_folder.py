@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from msdspn_jax._files import waiting_for, write_text
 from msdspn_jax.errors import UserError
 from msdspn_jax.training.checkpoints import newest_record, steps_in
@@ -326,13 +328,13 @@ def training_hours(folder: str | Path) -> float:
 
 def validation_curve(folder: str | Path, name: str) -> list[tuple[int, float, float]]:
     """Step, hours of training until then, and the metric `name`, at every evaluation of a run."""
-    hours = _hours_by_step(folder)
-    lines = read_metrics(folder, "val")
+    # An evaluation may lie between two lines of training.
+    hours = {0: 0.0} | _hours_by_step(folder)
+    steps, until = list(hours), list(hours.values())
     return [
-        (x["step"], hours[x["step"]], x[name])
-        for x in lines
-        # Null where it was not finite.
-        if x["step"] in hours and x[name] is not None
+        (x["step"], float(np.interp(x["step"], steps, until)), x[name])
+        for x in read_metrics(folder, "val")
+        if x[name] is not None  # Null where it was not finite.
     ]
 
 

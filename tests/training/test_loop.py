@@ -425,6 +425,18 @@ def test_validation_curve_leaves_out_what_is_not_finite(tmp_path):
     assert [step for step, *_ in run_folder.validation_curve(outcome.folder, "loss")] == [20]
 
 
+def test_validation_curve_has_every_evaluation(tmp_path):
+    """Those between two lines of training too, with the hours in proportion."""
+    lines = [{"split": "val", "step": step, "loss": 1.0} for step in (50, 100, 150, 200)]
+    speeds = ((100, None), (200, 100 / 3600))  # While the first was made, the program was compiled.
+    lines += [{"split": "train", "step": n, "steps_per_second": x} for n, x in speeds]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = run_folder.validation_curve(tmp_path, "loss")
+    np.testing.assert_allclose(
+        curve, [(50, 0, 1), (100, 0, 1), (150, 0.5, 1), (200, 1, 1)], atol=1e-9
+    )
+
+
 def test_scores_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
     run_folder.write_evaluation(tmp_path, 3, "best", {"test": {"loss": float("nan"), "ap": 0.5}})
     assert "NaN" not in (tmp_path / "evaluation.json").read_text()
