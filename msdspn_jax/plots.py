@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TARGET, PREDICTION = "#9aa3b2", "#d1495b"
-SERIES = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3")
+SERIES = (
+    "#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d96a3", "#8e5ea2", "#7f5539",
+)  # fmt: skip
 NIGHT = "#12151c"
 
 
@@ -223,7 +225,11 @@ def training_curves(lines: Sequence[Mapping[str, Any]], *, name: str = "loss") -
 
 
 def learning_curves(
-    runs: Mapping[str, Sequence[tuple[int, float, float]]], *, ylabel: str, percent: bool = False
+    runs: Mapping[str, Sequence[tuple[int, float, float]]],
+    *,
+    ylabel: str,
+    percent: bool = False,
+    level: tuple[str, float] | None = None,
 ) -> Figure:
     """A validation metric by training steps (left) and by hours of training (right).
 
@@ -231,10 +237,14 @@ def learning_curves(
         runs: label -> (step, hours, value) of every evaluation.
         ylabel: what the metric is called.
         percent: the metric is a share; otherwise its axis is logarithmic.
+        level: label and value, in the units of the axis, of a line to compare with.
     """
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
     everything = []
+    if level is not None:
+        for axes in (left, right):
+            axes.axhline(level[1], color="#555555", lw=1, ls="--", label=level[0])
     for number, (label, curve) in enumerate(runs.items()):
         steps, hours, values = np.reshape(curve, (-1, 3)).T
         values = values * (100 if percent else 1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How iDSPN is trained: by the paper's rule or straight through, with few or many inner steps.
-# n = 16, 640 samples, two seeds, 16 runs of some two minutes on one core (AVX2).
+# n = 16, 640 samples, two seeds, 16 runs of some three minutes on one core (AVX2).
 # Finished runs are skipped, also those of which the repository has the record (RECORDS=FOLDER keeps
 # records elsewhere): stop and start it at will.
 #

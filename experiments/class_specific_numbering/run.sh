@@ -8,8 +8,9 @@
 # Default: straight few growing long tenth averaged published others more. RUN: one of their runs,
 # such as idspn-averaged-s0.
 #
-# 5,000 steps took 0.9 to 1.8 hours on one core with AVX-512; 50,000 take ten times that. The
-# steps of the baselines are a guess at equal processor time, to be set by the first runs.
+# 5,000 steps took 0.9 to 2.2 hours on one core, with 5 inner steps 1; to score a run then takes half
+# an hour. 50,000 take ten times that. All of it is some three days of one core. The steps of the
+# baselines are a guess at equal processor time, to be set by the first runs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
@@ -48,7 +49,7 @@ for part in "${@:-$parts}"; do
           train "idspn-straight-s$seed" --seed "$seed" "${linear[@]}" "${tenth[@]}" \
             --inner.adjoint identity:straight-through
         done ;;
-      few) # the same with 5 inner steps in training, not 20: three times as fast
+      few) # the same with 5 inner steps in training, not 20: twice as fast
         for seed in 0 1; do
           train "idspn-straight-5-s$seed" --seed "$seed" "${linear[@]}" "${tenth[@]}" \
             --inner.adjoint identity:straight-through --inner.num-steps 5 --inner.eval-num-steps 20
@@ -78,7 +79,7 @@ for part in "${@:-$parts}"; do
           --checkpoint-every 250
         train bilstm-s0 --model bilstm --augment --steps 25000 --evaluate-every 2500
         train transformer-pe-s0 --model transformer-pe --augment --steps 15000 --evaluate-every 2500
-        train transformer-random-pe-s0 --model transformer-random-pe --steps 15000 \
+        train transformer-random-pe-s0 --model transformer-random-pe --augment --steps 15000 \
           --evaluate-every 2500 ;;
       more) # ten times the samples
         train idspn-tenth-6400-s0 --train-size 6400 "${linear[@]}" "${tenth[@]}" ;;

@@ -6,7 +6,7 @@
 #
 #   experiments/random_sets/run.sh [PART ...]     # default: all parts, the cheapest first
 #
-# n = 8 with 10 inner steps takes 1.2 hours a run on one core with AVX-512 (measured), 20 inner
+# n = 8 with 10 inner steps takes 1.3 hours a run on one core with AVX-512 (measured), 20 inner
 # steps or n = 16 about twice that, DSPN three times. Parts may run side by side.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -393,6 +393,20 @@ def test_rows_hold_runs_that_differ_in_seed_and_samples(tmp_path):
     assert len(rows) == 2
 
 
+def test_changes_are_said_in_words(tmp_path):
+    from msdspn_jax.tasks.numbering.report import Scores, rows_of
+
+    changed = Inner(num_steps=3, late_num_steps=7, momentum=0.5)
+    scores = [
+        Scores(tmp_path, small("idspn", **changes), 1, {"macro_accuracy": [0.5]})
+        for changes in ({}, {"inner": changed, "outer": Outer(average=0.999)})
+    ]
+    assert [str(row) for row in rows_of(scores)] == [
+        "iDSPN",
+        "iDSPN: 7 inner steps in the second half, inner momentum 0.5, averaged weights",
+    ]
+
+
 def test_scores_kept_are_those_of_the_best_checkpoint(tmp_path):
     from types import SimpleNamespace
 
@@ -482,7 +496,7 @@ def test_other_decodings_are_shown_where_they_were_tried(tmp_path):
         Scores(score.folder, dataclasses.replace(small("idspn"), train_size=640), 1, score.values)
         for score in scores[:1]
     ]
-    (row,) = summary({(6, 3): full})
+    (row,) = summary({(8, 3): full})
     assert row.ours == "50.0; decoded with 20 steps, 4 initial sets, momentum 0.8: 90.0"
 
 
@@ -503,5 +517,6 @@ def test_straight_through_has_rows_of_its_own(tmp_path):
         for inner, x in ((Inner(num_steps=3), 0.5), (straight, 0.75))
     ]
     assert [str(row) for row in rows_of(scores)] == ["iDSPN", "iDSPN: straight-through"]
-    rows = [(row.case, row.ours) for row in summary({(5, 3): scores})]
+    # Of an n between the published and the small one there is no row.
+    rows = [(row.case, row.ours) for row in summary({(8, 3): scores, (16, 3): scores})]
     assert rows == [("iDSPN", "50.0"), ("iDSPN, straight-through", "75.0")]

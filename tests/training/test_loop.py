@@ -437,6 +437,17 @@ def test_validation_curve_has_every_evaluation(tmp_path):
     )
 
 
+def test_pauses_are_no_hours_of_training(tmp_path):
+    speeds = (1.0, 1.1, 0.001, 0.9, 0.5)
+    lines = [
+        {"split": "train", "step": 3600 * (i + 1), "steps_per_second": speed}
+        for i, speed in enumerate(speeds)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    usual = 1 / 0.9
+    assert run_folder.training_hours(tmp_path) == pytest.approx(1 + 1 / 1.1 + usual + usual + 2)
+
+
 def test_scores_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
     run_folder.write_evaluation(tmp_path, 3, "best", {"test": {"loss": float("nan"), "ap": 0.5}})
     assert "NaN" not in (tmp_path / "evaluation.json").read_text()

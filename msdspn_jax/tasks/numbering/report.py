@@ -38,6 +38,8 @@ from msdspn_jax.training.state import by_seed
 
 #: Number of elements and of classes in the paper's table 1.
 PUBLISHED_PROBLEM = (64, 4)
+# What makes the runs of the README's table, by n.
+_SCRIPTS = {PUBLISHED_PROBLEM[0]: "run.sh {runs}", 8: "small.sh"}
 
 #: Macro accuracy in percent, mean and standard deviation over 6 seeds, by size of the training set
 #: (paper, table 1).
@@ -66,6 +68,16 @@ _PROBLEM = ("set_size", "num_classes")
 # What has a row, a column or a mean of its own, or does not bear on what is measured.
 _IN_TABLE = {"seed", "replicates", "model", "train_size", "fresh", "augment"}
 _IN_TABLE |= {"skip_bad_steps", "max_inner_energy", *_PROBLEM}
+
+# In words, in this order; what else was changed is called by its name.
+_WORDS = {
+    "inner.num_steps": "{:g} inner steps",
+    "inner.late_num_steps": "{:g} inner steps in the second half",
+    "inner.eval_num_steps": "evaluated with {:g}",
+    "inner.momentum": "inner momentum {:g}",
+    "inner.step_size": "inner step size {:g}",
+    "outer.average": "averaged weights",
+}
 
 STRAIGHT = "straight-through"
 """How a row of iDSPN is called that was trained with ``identity(straight_through=True)``."""
@@ -152,8 +164,11 @@ def report(argv: list[str], runs: Runs) -> int:
         plots.save(accuracy_figure(table(members)), out / f"accuracy{ending}")
         curves = learning(members)
         if curves:
+            level = None
+            if (set_size, num_classes) == PUBLISHED_PROBLEM:
+                level = ("iDSPN, published, 50,000 steps", PUBLISHED["idspn"][640][0])
             figure = plots.learning_curves(
-                curves, ylabel="macro accuracy on validation, %", percent=True
+                curves, ylabel="macro accuracy on validation, %", percent=True, level=level
             )
             plots.save(figure, out / f"learning{ending}")
     write_results(out, summary(groups))
@@ -262,6 +277,7 @@ def _training(config: Config, shared: Mapping[str, Any]) -> str:
     if own.keys() & {"steps", "batch_size"}:
         words.append(f"{config.steps:,} steps of {config.batch_size}")
     own = {name: value for name, value in own.items() if name not in ("steps", "batch_size")}
+    words += [text.format(own.pop(name)) for name, text in _WORDS.items() if name in own]
     return ", ".join(words + [f"{name} {value}" for name, value in sorted(own.items())])
 
 
@@ -442,12 +458,15 @@ def accuracy_figure(rows: Mapping[Row, Mapping[int, Cell]]):
 
 
 def summary(groups: Mapping[tuple[int, int], Sequence[Scores]]) -> list[Result]:
-    """Rows for the README, on 640 samples at every n: the iDSPN, with the paper's rule and straight
-    through, the DSPN and the other model that are best on validation, with their test scores.
+    """Rows for the README, on 640 samples, at the published n and the small one.
+
+    The iDSPN, with the paper's rule and straight through, the DSPN and the other model that are
+    best on validation, with their test scores.
     """
     return [
         result
         for (set_size, _), scores in groups.items()
+        if set_size in _SCRIPTS
         for result in _summary_at(set_size, scores)
     ]
 
@@ -499,7 +518,6 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
     published = at_64 and 640 in PUBLISHED.get(row.model, {})
     folder = "experiments/class_specific_numbering"
     runs = " ".join(dict.fromkeys(score.folder.name for score in members))
-    script = {64: f"run.sh {runs}", 8: "small.sh"}.get(set_size, f"inner.sh {runs}")
     return Result(
         f"[numbering]({folder}/README.md), n = {set_size}{', not 64' * (not at_64)}: macro"
         " accuracy, %",
@@ -508,7 +526,7 @@ def _result(set_size: int, name: str, cell: Cell, row: Row, members: Sequence[Sc
         str(cell) + more,
         "; ".join([*size, _seeds(str(cell.seeds))]),
         f"{cell.hours * cell.seeds:.2g}",
-        f"{folder}/{script}",
+        f"{folder}/{_SCRIPTS[set_size].format(runs=runs)}",
     )
 
 
