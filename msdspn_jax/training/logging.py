@@ -22,6 +22,7 @@ SHOWN = {
     "ap_0.125": "AP0.125",
     "ap_0.5": "AP0.5",
     "inner_gradient_norm": "inner gradient",
+    "inner_steps": "inner steps",
 }
 
 

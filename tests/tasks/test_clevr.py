@@ -123,7 +123,7 @@ def test_validation_takes_the_inner_steps_of_training(monkeypatch):
     for changes in ({}, {"inner": dataclasses.replace(INNER, eval_num_steps=7)}):
         task = clevr.build(config(steps=4, **changes))
         for step in (0, 2, 3, 4):
-            task.evaluate_at(step, {}, "val", key)
+            assert task.evaluate_at(step, {}, "val", key)["inner_steps"] == asked[-1]
     assert asked == [2, 2, 3, 3, 7, 7, 7, 7]
 
 

@@ -39,10 +39,10 @@ def build(config: Config) -> Task:
 
     def evaluate(variables, split, key, *, stage=None):
         images, objects = load_split(config, split)
-        # In the first half of training, those that it is trained with.
+        # In the first half of training, those that it is trained with; the log says how many.
         steps = config.inner.eval_num_steps or stage
         found, inner = predict_all(predictor, variables, images, objects, key, inner_steps=steps)
-        return inner | score(found, objects)
+        return inner | score(found, objects) | ({"inner_steps": steps} if steps else {})
 
     def figures(variables, folder):
         draw_figures(predictor, variables, *load_split(config, "val"), Path(folder))
