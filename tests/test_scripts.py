@@ -56,9 +56,10 @@ def test_every_training_parses(script, num, tmp_path):
 
 def test_every_training_of_the_comparison_parses(tmp_path):
     names = "dspn slot-attention slot-attention-muon slot-mlp idspn-relation idspn-sum idspn-mean"
+    names += " idspn-adam dspn-adam slot-mlp-adam"
     configs = asked_for(CLEVR / "comparison.sh", tmp_path, dict.fromkeys(names.split(), 2.0))
     steps = {name: config.steps for name, config in configs.items()}
-    assert len(steps) == 11
+    assert len(steps) == 14
     assert steps["idspn-fspool"] == 1150
     assert steps["idspn-0"] == steps["idspn-1"] == 2 * steps["dspn-0"] == 2300
     assert steps["idspn-mean"] == steps["idspn-sum"] == 580

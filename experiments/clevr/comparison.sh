@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
-# processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512, 80
-# with AVX2. Unfinished runs go on, finished ones are skipped, also those of which the repository
+# processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512, 45
+# to 85 with AVX2; ten such units in all, and a little for scores. Unfinished runs go on, finished ones are skipped, also those of which the repository
 # has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
 #
-#   experiments/clevr/comparison.sh [NAME ...]     # default: all, 7 hours on one core (AVX-512)
+#   experiments/clevr/comparison.sh [NAME ...]     # default: all
 #
 # 64 x 64 pixels, 70,000 procedural scenes (rendered once), encoder of width 32 without the norm
 # before its end, batch 128. What a step takes is measured first (pace.py), in turn: iDSPN, the
@@ -21,14 +21,15 @@ STEPS=${STEPS:-2300}
 images=(--size 64 --batch-size 128 --test-size 2000 --no-tensorboard)
 images+=(${IMAGES:---train-size 70000 --val-size 1000 --data-seed 4})
 muon=(--outer.optimizer muon --outer.schedule linear --outer.warmup-steps 100 --learning-rate 0.01)
+adam=(--outer.schedule linear --outer.warmup-steps 100 --learning-rate 0.001)  # the published rate
 inner=(--inner.num-steps 20 --inner.late-num-steps 20)
 encoder=(--encoder-width 32 --no-encoder-end-norm)
 slots=(--model slot-attention)
 # A minimum gains by more inner steps than training had, a learned path of 20 does not.
-idspn=(--model idspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 40 "${muon[@]}")
-dspn=(--model dspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 20 "${muon[@]}")
+idspn=(--model idspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 40)
+dspn=(--model dspn "${encoder[@]}" "${inner[@]}" --inner.eval-num-steps 20)
 
-reference=("${images[@]}" "${idspn[@]}")
+reference=("${images[@]}" "${idspn[@]}" "${muon[@]}")
 
 compare() { # name, share of the time, flags
   local name=$1 share=$2 flags=("${images[@]}" "${@:3}") steps cost=1
@@ -48,15 +49,19 @@ compare() { # name, share of the time, flags
 }
 
 all=(idspn-0 dspn-0 slot-attention slot-attention-muon slot-mlp idspn-1 dspn-1
-  fspool relation sum mean)
+  fspool relation sum mean idspn-adam dspn-adam slot-mlp-adam)
 for name in "${@:-${all[@]}}"; do
   case $name in
-    idspn-[01]) compare "$name" 1 "${idspn[@]}" --seed "${name##*-}" ;;
-    dspn-[01]) compare "$name" 1 "${dspn[@]}" --seed "${name##*-}" ;;
+    idspn-[01]) compare "$name" 1 "${idspn[@]}" "${muon[@]}" --seed "${name##*-}" ;;
+    idspn-adam) compare "$name" 1 "${idspn[@]}" "${adam[@]}" ;;
+    dspn-[01]) compare "$name" 1 "${dspn[@]}" "${muon[@]}" --seed "${name##*-}" ;;
+    dspn-adam) compare "$name" 1 "${dspn[@]}" "${adam[@]}" ;;
     slot-attention) compare "$name" 1 "${slots[@]}" ;;  # its own schedule, warm-up apart
     slot-attention-muon) compare "$name" 1 "${slots[@]}" "${muon[@]}" ;;
     slot-mlp) compare "$name" 1 --model slot-mlp "${muon[@]}" ;;
-    fspool | relation | sum | mean) compare "idspn-$name" 0.5 "${idspn[@]}" --inner.pool "$name" ;;
+    slot-mlp-adam) compare "$name" 1 --model slot-mlp ;;  # as Slot Attention's
+    fspool | relation | sum | mean)
+      compare "idspn-$name" 0.5 "${idspn[@]}" "${muon[@]}" --inner.pool "$name" ;;
     *) echo "comparison.sh: expected some of ${all[*]}, got $name" >&2; exit 2 ;;
   esac
 done
