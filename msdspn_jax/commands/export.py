@@ -51,7 +51,7 @@ class Export:
     weights: Path | None = None
     """A safetensors file to write."""
     half: bool = False
-    """Weights in 16 bits: half the size. They are read as 32 bits."""
+    """Parameters in 16 bits: half the size. They are read as 32 bits."""
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "rocm", "tpu")
     """What the program shall run on; none of them has to be here."""
     check: bool = True

@@ -197,8 +197,8 @@ def save_model(
 ) -> None:
     """Write a predictor to one file, whole or not at all; the same model gives the same bytes.
 
-    ``half`` rounds float32 weights to 16 bits: half the size, three decimal digits. They are
-    float32 again when they are read.
+    ``half`` rounds float32 parameters to 16 bits: half the size, three decimal digits. They are
+    float32 again when they are read. Statistics of batches are few, may be large, and stay.
 
     Raises:
         ValueError: a weight that is not finite, or too large for 16 bits; a configuration that
@@ -212,7 +212,9 @@ def save_model(
     if half:
         with np.errstate(over="ignore"):
             arrays = {
-                name: x.astype(np.float16) if x.dtype == np.float32 else x
+                name: x.astype(np.float16)
+                if x.dtype == np.float32 and name.startswith("params/")
+                else x
                 for name, x in arrays.items()
             }
     for name, array in arrays.items():

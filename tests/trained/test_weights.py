@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -235,6 +236,17 @@ def test_weights_of_16_bits_are_half_as_large_and_read_as_32(path, variables, tm
     large = jax.tree.map(lambda x: x + np.float32(1e5), variables)
     with pytest.raises(ValueError, match="expected finite numbers"):
         weights.save_model(small, CONFIG, large, step=5, half=True)
+
+
+def test_with_weights_of_16_bits_statistics_are_kept_as_they_are(tmp_path):
+    config = clevr.Config(size=64, encoder_width=1, latent_dim=2, hidden_dim=2)
+    shapes = jax.eval_shape(clevr.build_predictor(config).init, jax.random.key(1))
+    # 1e6 is too large for 16 bits.
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.1, x.dtype), shapes)
+    variables["state"] = jax.tree.map(lambda x: x * np.float32(1e7), variables["state"])
+    weights.save_model(tmp_path / "half.safetensors", config, variables, step=5, half=True)
+    found = weights.load_model(tmp_path / "half.safetensors").variables
+    chex.assert_trees_all_equal(found["state"], variables["state"])
 
 
 def test_the_model_in_the_box():
