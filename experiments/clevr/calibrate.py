@@ -2,7 +2,7 @@
 
     python experiments/clevr/calibrate.py [--model FILE] [--num 2000] [--dry-run]
 
-Renders fresh procedural scenes, fits a logistic curve of presence and clearness (in
+Renders fresh procedural scenes, fits a logistic curve of presence and lead (in
 `msdspn_jax.trained.calibration`) to half of them, and judges it by the other half. The fit goes
 into the weights file (by default that of the model in the box), where `msdspn predict` and `msdspn
 export` find it; calibration.json and reliability.png go beside this script. Run it again whenever
@@ -96,10 +96,14 @@ def main():
         # What ranks objects decides as well: it is the score in `msdspn predict`.
         "ranked_by_presence": precisions(sets, objects),
         "ranked_by_score": precisions(scored, objects),
-        "error": {name: error for name, (_, _, error) in curves.items()},
+        "error": {name: curve.error for name, curve in curves.items()},
         "bins": {
-            name: {"score": means.tolist(), "right": shares.tolist()}
-            for name, (means, shares, _) in curves.items()
+            name: {
+                "score": curve.score.tolist(),
+                "right": curve.right.tolist(),
+                "number": curve.number.tolist(),
+            }
+            for name, curve in curves.items()
         },
     }
     (options.out / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -25,6 +25,23 @@ AP_THRESHOLDS = (float("inf"), 1.0, 0.5, 0.25, 0.125, 0.0625)
 AP_NAMES = ("AP∞", *(f"AP{threshold:g}" for threshold in AP_THRESHOLDS[1:]))
 
 
+class Reliability(NamedTuple):
+    """How well scores are kept, by bin.
+
+    Attributes:
+        score: the mean score.
+        right: the share of elements that are right.
+        number: elements.
+        error: the mean distance of score and share over all elements, the expected calibration
+            error.
+    """
+
+    score: Float[np.ndarray, " bins"]
+    right: Float[np.ndarray, " bins"]
+    number: Int[np.ndarray, " bins"]
+    error: float
+
+
 class PrecisionRecall(NamedTuple):
     """Precision and recall after each prediction, from the most to the least confident one."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from msdspn_jax import _check
 from msdspn_jax.clevr import objects
 from msdspn_jax.clevr.camera import IMAGE_HEIGHT, Camera, look_at_origin, project
-from msdspn_jax.clevr.metrics import PrecisionRecall
+from msdspn_jax.clevr.metrics import PrecisionRecall, Reliability
 from msdspn_jax.clevr.objects import ClevrObject
 from msdspn_jax.matching.assignment import UNMATCHED, assign
 from msdspn_jax.plots import SERIES, new_figure, plain_axes
@@ -177,7 +177,7 @@ def curves_by_model(
 
 
 def reliability(
-    curves: Mapping[str, tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"], float]],
+    curves: Mapping[str, Reliability],
     *,
     threshold: float,
     by_threshold: tuple[Float[np.ndarray, " t"], ...],
@@ -185,19 +185,26 @@ def reliability(
     """How well scores are kept (left), and what a threshold on them keeps (right).
 
     Args:
-        curves: name -> what `calibration.reliability` returns: mean score and share that is right
-            by bin, and the mean distance between the two.
+        curves: name -> what `calibration.reliability` returns. Bars are standard errors; the
+            numbers are those of the elements in the bins of the last curve.
         threshold: the default.
         by_threshold: thresholds; precision and recall at each.
     """
     figure = new_figure(8.4, 3.5)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=QUIET, lw=0.9, ls=(0, (3, 2)))
-    for (name, (means, shares, error)), color in zip(
-        curves.items(), _cycle(len(curves)), strict=True
-    ):
-        label = f"{name} (off by {100 * error:.1f} points)"
-        left.plot(means, shares, "o-", color=color, ms=4, lw=1.5, label=label)
+    for (name, curve), color in zip(curves.items(), _cycle(len(curves)), strict=True):
+        spread = np.sqrt(curve.right * (1 - curve.right) / curve.number)
+        label = f"{name} (off by {100 * curve.error:.1f} points)"
+        left.errorbar(
+            curve.score, curve.right, spread, fmt="o-", color=color, ms=4, lw=1.5, label=label
+        )
+    for x, y, number in zip(curve.score, curve.right, curve.number, strict=True):
+        below = (4, -10) if y > 0.5 else (4, -3)
+        left.annotate(
+            f"{number:,}", (x, y), xytext=below, textcoords="offset points", fontsize=6.5,
+            color="#555555",
+        )  # fmt: skip
     left.set(xlabel="score", ylabel="share that is right", ylim=(-0.02, 1.02))
     thresholds, precision, recall = by_threshold
     for values, name, color in zip(

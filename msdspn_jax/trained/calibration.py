@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from msdspn_jax._check import AnyArray
+from msdspn_jax.clevr.metrics import Reliability
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 
 #: How close, in CLEVR units, an object of the same attributes must be for a prediction to be right.
@@ -197,16 +198,18 @@ def precision_and_recall(
 
 def reliability(
     score: Float[np.ndarray, "*any"], right: Bool[np.ndarray, "*any"], bins: int = _BINS
-) -> tuple[Float[np.ndarray, " bins"], Float[np.ndarray, " bins"], float]:
-    """How well scores are kept: their means, and shares that are right, in bins of equal size.
+) -> Reliability:
+    """How well scores are kept, in bins of equal width from 0 to 1; empty ones are left out.
 
-    Returns:
-        Mean score and share of right elements, a bin each, and the mean distance between the two:
-        the expected calibration error.
+    Most scores are near 0 or 1, so bins of equal number would say nothing of those between.
     """
-    order = np.argsort(np.ravel(score), kind="stable")
-    groups = [group for group in np.array_split(order, bins) if len(group)]
-    means = np.array([np.ravel(score)[group].mean() for group in groups])
-    shares = np.array([np.ravel(right)[group].mean() for group in groups])
-    sizes = np.array([len(group) for group in groups])
-    return means, shares, float((np.abs(means - shares) * sizes).sum() / sizes.sum())
+    score, right = np.ravel(score), np.ravel(right)
+    of = np.clip((score * bins).astype(int), 0, bins - 1)
+    number = np.bincount(of, minlength=bins)
+    there = number > 0
+    means, shares = (
+        np.bincount(of, weights=x, minlength=bins)[there] / number[there] for x in (score, right)
+    )
+    number = number[there]
+    error = float((np.abs(means - shares) * number).sum() / number.sum())
+    return Reliability(means, shares, number, error)

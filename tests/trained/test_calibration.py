@@ -36,9 +36,12 @@ def test_the_curve_behind_the_data_is_found_and_scores_are_kept():
     np.testing.assert_allclose(found, (6, 5, -4), rtol=0.1)
     scores = np.asarray(fitted.score(sets))
     np.testing.assert_allclose(scores, chances, atol=0.03)
-    *_, error = calibration.reliability(scores, right)
-    *_, before = calibration.reliability(sets[..., 18], right)
-    assert error < 0.02 < before
+    kept, before = (calibration.reliability(x, right) for x in (scores, sets[..., 18]))
+    assert kept.error < 0.02 < before.error
+    # Bins of equal width, also for scores outside of 0 to 1.
+    assert kept.number.sum() == before.number.sum() == scores.size
+    assert (np.diff(kept.score) > 0).all()
+    np.testing.assert_array_less(np.abs(kept.score - (np.arange(10) + 0.5) / 10), 0.05)
     # No other threshold is better in F1, by these scenes.
     number = int(right.sum())
 
