@@ -94,7 +94,8 @@ def _anderson(learning_rate: float, history: int, ridge: float) -> optax.Gradien
         # All residuals zero: the set has arrived and stays.
         alpha = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0)
         moved = jnp.einsum("bi,ibk->bk", alpha, wide_iterates + wide_residuals)
-        change = jnp.where(total > 0, moved - iterate.astype(wide), 0)
+        # Zero, or NaN where a gradient is not finite.
+        change = jnp.where(total > 0, moved - iterate.astype(wide), 0 * total)
         return change.astype(sets.dtype).reshape(sets.shape), AndersonState(
             iterates, residuals, state.num_updates + 1
         )

@@ -95,7 +95,7 @@ class Minimum(NamedTuple):
 
     Attributes:
         sets: Y*, the final iterates.
-        energy: E(Y*), without derivative.
+        energy: E(Y*), without derivative; for one, call the energy at `sets`.
         gradient_norm: l2 norm over (n, d) of proj(Y* − ∇E(Y*)) − Y*; without a projection that is
             the norm of ∇E. It has the scale of the energy: compare it within one problem. With a
             projection, what is below the spacing of the numbers near Y is lost: in 16 bits a
@@ -163,7 +163,8 @@ class Descent:
         optimizer: an optax transformation; it sees the whole batch as one array.
         projection: maps every set to the nearest feasible one; None if all sets are feasible.
         max_grad_norm: clip the gradient of every set to this l2 norm over (n, d).
-        tolerance: a set stops where its gradient norm is at most this.
+        tolerance: a set stops where its gradient norm is at most this, and becomes NaN where its
+            energy or its gradient is not finite.
         return_trajectory: keep every iterate in the state.
 
     Example:
@@ -230,9 +231,12 @@ class Descent:
         moved = self.fixed_point.project(jnp.asarray(optax.apply_updates(sets, updates)))
         going = state.going
         if self.tolerance is not None:
-            going = jnp.isfinite(energy) & (info.gradient_norm > self.tolerance)
-            # A set that has converged stays where it is: its gradient no longer changes.
+            finite = jnp.isfinite(energy) & jnp.isfinite(info.gradient_norm)
+            going = finite & (info.gradient_norm > self.tolerance)
+            # A set that has converged stays where it is: its gradient no longer changes. One that
+            # has diverged shall not look as if it had.
             moved = jnp.where(going[:, None, None], moved, sets)
+            moved = jnp.where(finite[:, None, None], moved, jnp.nan)
         trajectory = state.trajectory
         if trajectory is not None:
             seen = lax.stop_gradient((sets, *info))
@@ -353,7 +357,9 @@ def minimise(
             `unrolled()`, or one of your own (see `Adjoint`).
         tolerance: a set stops where its gradient norm, as defined in `Minimum`, is at most this;
             the loop ends when all have.
-        return_trajectory: keep every iterate, with energies and gradient norms.
+        return_trajectory: keep every iterate, with energies and gradient norms, for inspection:
+            as all of `Minimum` but its sets, they have no derivative. For a loss on them, take the
+            steps yourself (`Descent.step`).
 
     Raises:
         ValueError, TypeError: an argument of the wrong rank, shape, type or range, an energy that

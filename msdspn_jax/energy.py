@@ -68,8 +68,20 @@ class LatentEnergy:
                     f"got shape {context.inputs.shape}"
                 )
             inputs = jnp.concatenate([sets, context.inputs.astype(sets.dtype)], axis=-1)
-        mask = () if context.mask is None else (context.mask,)
+        mask = ()
+        if context.mask is not None:
+            _check.require_mask("context.mask", context.mask, sets.shape[:2], "batch n")
+            mask = (context.mask,)
+        if context.initial_sets is not None:
+            _check.require_shape(
+                "context.initial_sets", context.initial_sets, sets.shape, "batch n d"
+            )
         encoding = self.encode(params, inputs, *mask)
+        if jnp.ndim(encoding) != 2 or encoding.shape[0] != sets.shape[0]:
+            raise ValueError(
+                f"encode: expected a function of sets {inputs.shape} that returns [batch, latent], "
+                f"got {getattr(encoding, 'shape', encoding)}"
+            )
         _check.require_shape("context.latent", context.latent, encoding.shape, "batch latent")
         value = 0.5 * jnp.mean(jnp.square(encoding - context.latent), axis=-1)
         if self.proximity:
@@ -77,9 +89,6 @@ class LatentEnergy:
                 raise ValueError(
                     "context.initial_sets: expected an array because proximity > 0, got None"
                 )
-            _check.require_shape(
-                "context.initial_sets", context.initial_sets, sets.shape, "batch n d"
-            )
             distance = sets - context.initial_sets
             if context.mask is None:
                 mean = jnp.mean(jnp.square(distance), axis=(-2, -1))

@@ -86,14 +86,14 @@ def hungarian_loss(
             present ones are free; a set with no element has loss 0. (The alternative for sets of
             varying size is a presence feature in d, with absent elements all zero.)
         prediction_mask: True for the predicted elements that are there, where their number is
-            known; the others are matched to nothing. At least as many as targets: targets left
-            over are not counted.
+            known; the others are matched to nothing. At least as many as targets.
         weights: one number >= 0 for every feature, 1 for all by default: the distance is the mean
             over d of weight times smooth l1, in the matching as well.
         method: solver of the assignment problem, see `assign`; "host" cannot be jitted.
 
     Returns:
-        One number per set; NaN where the prediction or the target is not finite, under ``jit``.
+        One number per set; under ``jit`` NaN where the prediction or the target is not finite, or
+        has more present targets than predictions.
 
     Raises:
         ValueError: shapes that do not fit, more targets than predictions, NaN or infinity in
@@ -108,6 +108,8 @@ def hungarian_loss(
     """
     target = _without_absent("target_mask", target, target_mask)
     prediction = _without_absent("prediction_mask", prediction, prediction_mask)
+    _check.require_finite("prediction", prediction)
+    _check.require_finite("target", target)
     cost = pairwise_smooth_l1(prediction, target, weights=weights)
     n, m = cost.shape[1:]
     if m > n:
@@ -116,8 +118,9 @@ def hungarian_loss(
     if target_mask is not None or prediction_mask is not None:
         rows, columns = _present(cost, prediction_mask, target_mask)
         mask = (rows, columns)
-        pairs = jnp.minimum(jnp.sum(rows, -1), jnp.sum(columns, -1))
-        size = jnp.maximum(pairs, 1)
+        size = jnp.maximum(jnp.sum(columns, -1), 1)
+        if prediction_mask is not None:
+            size = _enough(jnp.sum(rows, -1), jnp.sum(columns, -1), size)
     assignment = matching.assign(lax.stop_gradient(cost), mask=mask, method=method)
     # The sum of many numbers of 16 bits may be too large for their type, where the mean is not.
     wide = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
@@ -167,6 +170,18 @@ def _present(pairs, prediction_mask, target_mask):
     return rows, jnp.ones((batch, m), bool) if target_mask is None else target_mask
 
 
+def _enough(predicted, wanted, size):
+    """`size`, and NaN for sets with fewer elements than are wanted: they would seem perfect."""
+    few = predicted < wanted
+    if not _check.is_traced(few) and np.any(few):
+        at = int(np.argmax(few))
+        raise ValueError(
+            "prediction_mask: expected at least as many elements as targets, got "
+            f"{int(predicted[at])} of {int(wanted[at])} in set {at}"
+        )
+    return jnp.where(few, jnp.nan, size)
+
+
 def _nearest(distance, rows, columns):
     """Mean over the rows that are there of the distance to the nearest column that is there."""
     both = rows & jnp.any(columns, -1, keepdims=True)
@@ -186,6 +201,10 @@ def _without_absent(name, sets, mask):
 def _checked_sets(prediction, target):
     """Both sets as floating-point arrays: differences of integers wrap around."""
     for name, sets in (("prediction", prediction), ("target", target)):
+        if hasattr(sets, "sets"):
+            raise TypeError(
+                f"{name}: expected an array, got a {type(sets).__name__}: take its sets"
+            )
         _check.require_rank(name, sets, 3, "batch n d")
         _check.require_nonempty(name, sets, "batch n d")
     if prediction.shape[0] != target.shape[0] or prediction.shape[2] != target.shape[2]:

@@ -30,7 +30,8 @@ class StepSize(NamedTuple):
         momentum: the Nesterov momentum that it is for.
         stable_below: near the given sets, gradient descent with larger steps and this momentum
             diverges on the set with the largest curvature.
-        curvature: largest |eigenvalue| of ∂²E/∂Y² at every set.
+        curvature: the eigenvalue of ∂²E/∂Y² with the largest magnitude, at every set. Negative:
+            the energy curves down there, and may have no minimum (is its sign right?).
         movement: root-mean-square change of the entries of every set over `num_steps` steps of the
             suggested size. Near zero: the decoder would return its initial set; raise the step.
         energy_before: at the given sets.
@@ -129,10 +130,10 @@ def suggest_step_size(
 
     problem = (*_comparable(energy, params, context, sets), params, context, sets)
     curvature = _largest_curvature(*problem, key, num_iterations)
-    largest = float(jnp.max(curvature))
+    largest = float(jnp.max(jnp.abs(curvature)))
     if not largest > 0 or not np.isfinite(largest):
         raise ValueError(
-            f"energy: expected a finite positive curvature at the given sets, got {largest}; the "
+            f"energy: expected a finite curvature other than zero at the sets, got {largest}; the "
             "energy does not depend on them (all features inactive?) or is not finite"
         )
     stable_below = (2 + 2 * momentum) / ((1 + 2 * momentum) * largest)
@@ -199,7 +200,9 @@ def _largest_curvature(energy, hidden, params, context, sets, key, num_iteration
     norm = per_set_norm(start)[:, None, None]
     start = (start / norm).astype(sets.dtype)
     norm = jnp.zeros_like(norm)
-    return jax.lax.fori_loop(0, num_iterations, iterate, (start, norm))[1][:, 0, 0]
+    last, norm = jax.lax.fori_loop(0, num_iterations, iterate, (start, norm))
+    along = jnp.sum((last * hessian(last)).astype(norm.dtype), (1, 2))
+    return jnp.sign(along) * norm[:, 0, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -173,6 +173,24 @@ def test_diverging_loop_is_seen():
     assert not np.isfinite(minimum.gradient_norm).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-3}, {"optimizer": ms.anderson()}])
+def test_a_set_that_is_not_finite_is_nan_and_no_other(options):
+    """However it is decoded: a set that stayed where it began would look like a result."""
+    energy = problems.quadratic(jnp.full((2, 2), 0.5))
+    latent = jnp.ones((3, 2, 2)).at[1].set(jnp.nan)
+
+    @jax.jit
+    def decode(latent):
+        return ms.minimise(
+            energy, {"scale": jnp.ones(())}, ms.Context(latent), jnp.zeros((3, 2, 2)),
+            num_steps=5, **options,
+        )  # fmt: skip
+
+    minimum = decode(latent)
+    assert np.isnan(minimum.sets).all((1, 2)).tolist() == [False, True, False]
+    assert (np.asarray(minimum.status) == ms.Status.NOT_FINITE).tolist() == [False, True, False]
+
+
 def call(**changes):
     energy, params, context, start = problems.fspool_problem(KEY)
     arguments = {"energy": energy, "params": params, "context": context, "initial_sets": start}
@@ -192,6 +210,22 @@ def call(**changes):
         ({"context": ms.Context(jnp.full((3, 12), jnp.inf))}, r"context.latent: expected finite"),
         ({"context": ms.Context(jnp.ones((3, 11)))}, "context.latent: expected shape"),
         ({"context": ms.Context(jnp.ones((3, 12)))}, "context.initial_sets: expected an array"),
+        (
+            {"context": ms.Context(jnp.ones((3, 12)), jnp.ones((3, 5)))},
+            "context.initial_sets: expected shape",
+        ),
+        (
+            {"context": ms.Context(jnp.ones((3, 12)), mask=jnp.ones((3, 5)))},
+            "context.mask: expected booleans",
+        ),
+        (
+            {"context": ms.Context(jnp.ones((3, 12)), mask=jnp.ones((1, 5), bool))},
+            "context.mask: expected shape",
+        ),
+        (
+            {"energy": ms.latent_energy(lambda params, sets: sets)},
+            r"encode: expected a function .* that returns \[batch, latent\]",
+        ),
         ({"num_steps": 0}, "num_steps: expected an integer >= 1"),
         ({"max_grad_norm": -1.0}, "max_grad_norm: expected a number > 0"),
         ({"tolerance": 0.0}, "tolerance: expected a number > 0"),

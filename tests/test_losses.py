@@ -186,14 +186,35 @@ def test_absent_predictions_take_no_target():
 
 
 @pytest.mark.parametrize("of", [ms.hungarian_loss, ms.chamfer_loss])
-def test_a_set_without_predicted_elements_has_loss_zero(of):
+def test_sets_without_elements_have_loss_zero(of):
     sets = jnp.ones((1, 2, 3))
     nobody = jnp.zeros((1, 2), bool)
     value, gradient = jax.value_and_grad(
-        lambda x: of(x, sets, prediction_mask=nobody)[0]
+        lambda x: of(x, sets, prediction_mask=nobody, target_mask=nobody)[0]
     )(2 * sets)  # fmt: skip
     assert value == 0
     chex.assert_trees_all_equal(gradient, jnp.zeros_like(sets))
+
+
+def test_fewer_predictions_than_targets_are_no_perfect_match():
+    sets, mask = jnp.ones((2, 2, 3)), jnp.array([[True, True], [True, False]])
+    with pytest.raises(ValueError, match=r"prediction_mask: .* got 1 of 2 in set 1"):
+        ms.hungarian_loss(sets, sets, prediction_mask=mask)
+    loss = jax.jit(ms.hungarian_loss)(sets, sets, prediction_mask=mask)
+    np.testing.assert_array_equal(loss, [0.0, np.nan])
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_what_is_wrong_with_a_prediction_is_said_of_the_prediction():
+    sets = jnp.ones((1, 2, 3))
+    minimum = ms.minimise(
+        lambda params, sets, context: jnp.sum(sets**2, (1, 2)), {}, None, sets, num_steps=1
+    )
+    with pytest.raises(TypeError, match="prediction: expected an array, got a Minimum"):
+        ms.hungarian_loss(minimum, sets)  # type: ignore[arg-type]
+    for name, arguments in (("prediction", (sets / 0, sets)), ("target", (sets, sets / 0))):
+        with pytest.raises(ValueError, match=f"{name}: expected finite values, got 6"):
+            ms.hungarian_loss(*arguments)
 
 
 @pytest.mark.usefixtures("without_hook")

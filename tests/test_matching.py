@@ -156,6 +156,16 @@ def test_cost_that_is_not_finite_under_jit(method):
     assert np.isnan(gathered[1]).all()
 
 
+@pytest.mark.usefixtures("without_hook")
+def test_an_assignment_to_columns_that_are_not_there_is_refused():
+    cost = jnp.ones((2, 2, 3))
+    for column in (3, -5):
+        with pytest.raises(ValueError, match=f"assignment: expected columns 0 to 2.*got {column}"):
+            matched_cost(cost, jnp.array([[0, 1], [0, column]]))
+    with pytest.raises(TypeError, match="assignment: expected integers"):
+        matched_cost(cost, jnp.ones((2, 2)))
+
+
 def test_matched_cost_and_its_gradient():
     cost = jnp.asarray(random_cost(7, (2, 3, 5), "uniform"))
     assignment = assign(cost)

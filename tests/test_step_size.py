@@ -40,11 +40,19 @@ def test_limit_separates_stable_from_unstable(momentum):
 
 
 def test_flat_energy_is_an_error():
-    with pytest.raises(ValueError, match="energy: expected a finite positive curvature"):
+    with pytest.raises(ValueError, match="energy: expected a finite curvature other than zero"):
         ms.suggest_step_size(
             lambda params, sets, context: jnp.sum(sets, (1, 2)), {}, None, jnp.ones((1, 2, 2)),
             key=KEY,
         )  # fmt: skip
+
+
+def test_an_energy_that_curves_down_is_seen_by_the_sign():
+    found = ms.suggest_step_size(
+        lambda params, sets, context: -0.5 * jnp.sum(sets**2, (1, 2)), {}, None,
+        jnp.ones((1, 2, 2)), key=KEY,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.curvature, [-1.0], rtol=1e-5)
 
 
 def unrelated():

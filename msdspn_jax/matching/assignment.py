@@ -146,12 +146,27 @@ def matched_cost(
             ``INVALID`` gets NaN, so that whatever watches the loss sees that its cost was not
             finite.
 
+    Raises:
+        TypeError, ValueError: an assignment that is not of integers, of another shape, or that
+            names, where it is concrete, a column that is not there.
+
     Example:
         >>> cost = jnp.array([[5.0, 1.0], [1.0, 5.0]])
         >>> jax.grad(lambda cost: matched_cost(cost, assign(cost)))(cost).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
     _check.require_shape("assignment", assignment, jnp.shape(cost)[:-1], "*batch n")
+    if not jnp.issubdtype(assignment.dtype, jnp.integer):
+        raise TypeError(f"assignment: expected integers, got dtype {assignment.dtype}")
+    if not _check.is_traced(assignment):
+        columns = cost.shape[-1]
+        known = (assignment == UNMATCHED) | (assignment == INVALID)
+        bad = ~(known | ((assignment >= 0) & (assignment < columns)))
+        if np.any(bad):
+            raise ValueError(
+                f"assignment: expected columns 0 to {columns - 1}, UNMATCHED or INVALID, got "
+                f"{np.asarray(assignment)[np.asarray(bad)][0]}"
+            )
     chosen = assignment[..., None] == jnp.arange(cost.shape[-1], dtype=assignment.dtype)
     invalid = jnp.any(assignment == INVALID, axis=-1)
     # Of such a set every pair, so that not only the total but also its gradient is NaN.

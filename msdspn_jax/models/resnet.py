@@ -174,8 +174,12 @@ def unit_range(
 ) -> Float[Array, "*batch"]:
     """Bytes to [0, 1]; floats as they are, refused where they are seen to be others."""
     if jnp.issubdtype(jnp.result_type(images), jnp.floating):
-        if not is_traced(images) and np.max(images, initial=0) > 1:
-            raise ValueError(f"images: expected uint8 or floats in [0, 1], got {np.max(images):g}")
+        if not is_traced(images) and np.size(images):
+            low, high = np.min(images), np.max(images)
+            if not (low >= 0 and high <= 1):  # NaN is neither.
+                raise ValueError(
+                    f"images: expected uint8 or floats in [0, 1], got {low:g} to {high:g}"
+                )
         return jnp.asarray(images)
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:

@@ -126,11 +126,7 @@ def test_grids_and_curves_are_drawn(tmp_path):
         ),
         "errors": plots.errors({"iDSPN": by_attribute}, {"iDSPN": by_number}),
         "reliability": plots.reliability(
-            {
-                "score": Reliability(
-                    np.array([0.1, 0.9]), np.array([0.2, 0.8]), np.array([9, 9]), 0.1
-                )
-            },
+            {"score": metrics.Reliability(*np.array([[0.1, 0.9], [0.2, 0.8], [9, 9]]), 0.1)},
             threshold=0.4,
             by_threshold=(np.linspace(0, 1, 5), np.ones(5), np.linspace(1, 0, 5)),
         ),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from msdspn_jax.models.resnet import STAGES, ResNet
+from msdspn_jax.models.resnet import STAGES, ResNet, unit_range
 
 TINY = {"stage_sizes": (1, 1, 1, 1), "width": 4, "latent_dim": 16}
 
@@ -109,6 +109,14 @@ def test_it_is_the_published_network(tiny):
     chex.assert_trees_all_close(evaluate(variables, images), expected, atol=1e-4)
     # Floats in [0, 1] are the same images.
     chex.assert_trees_all_close(evaluate(variables, images / np.float32(255)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("low", [-1.0, np.nan])
+def test_images_of_another_range_are_refused(low):
+    images = np.full((1, 64, 64, 3), 0.5, np.float32)
+    images[0, 0, 0, 0] = low
+    with pytest.raises(ValueError, match=r"images: expected uint8 or floats in \[0, 1\]"):
+        unit_range(images)
 
 
 def test_without_the_norm_before_the_end_it_is_as_with_one_that_does_nothing(tiny):
