@@ -89,7 +89,9 @@ class SetDecoder(nn.Module):
         inner: the settings of the inner minimisation; its adjoint makes this DSPN or iDSPN. Fields
             that are None are as in `models.inner.DEFAULTS`.
         optimizer: an optax transformation in place of step size and momentum.
-        initial_set: "learned" (one set, shared by all), or "random" (drawn for every set).
+        initial_set: "learned" (one set, shared by all), or "random" (drawn for every set). With an
+            implicit adjoint the learned one learns through the proximity term alone: with a
+            proximity of 0 it stays as it is.
         rank_method: see `SetEncoder`.
 
     Example:
@@ -135,6 +137,7 @@ class SetDecoder(nn.Module):
                 ``num_steps`` at evaluation, ``tolerance``, ``return_trajectory``.
         """
         _check.require_rank("latent", latent, 2, "batch latent")
+        _check.require_floating("latent", latent)
         _check.require_choice("initial_set", self.initial_set, INITIAL_SETS)
         batch, n, d = latent.shape[0], self.set_size, self.set_dim
         start = self._start(batch, keys, initial_sets).astype(latent.dtype)
