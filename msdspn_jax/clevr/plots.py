@@ -81,7 +81,8 @@ def scenes(
     features). In the list beside the image, wrong attributes are red, with the distance in CLEVR
     units and the score behind; then come the true objects that no prediction was left for, and
     predictions of no object are red altogether. A name in the image is red if any of the four
-    attributes is wrong. The image is drawn at about 480 x 320 pixels, CLEVR's own.
+    attributes is wrong, or if the object was missed. The image is drawn at about 480 x 320 pixels,
+    CLEVR's own.
 
     Args:
         images: any size; squashed ones are shown in the camera's proportions again.
@@ -311,23 +312,28 @@ def _draw_image(
         (x, y), radius = _disc(camera, o, width, height)
         ring: Any = _circle(x, y, radius, color="white", lw=0.9, ls=(0, (3, 2)))
         axes.add_patch(ring)
+    missed = [o for i, o in enumerate(true) if i not in partner]
     names = [f"{number} {o.color} {o.shape}" for number, o in enumerate(found, 1)]
-    places = _places([len(name) for name in names], discs, width, height)
-    for o, matched, name, disc, place in zip(found, partner, names, discs, places, strict=True):
-        (x, y), radius = disc
+    names += [f"missed: {o.color} {o.shape}" for o in missed]
+    around = discs + [_disc(camera, o, width, height) for o in missed]
+    places = _places([len(name) for name in names], around, width, height)
+    wrong = [
+        bool(true) and (matched == UNMATCHED or o.words != true[matched].words)
+        for o, matched in zip(found, partner, strict=True)
+    ]
+    for name, place, red in zip(names, places, wrong + [True] * len(missed), strict=True):
+        axes.annotate(
+            name, place, ha="center", va="center", fontsize=_NAME_POINTS, weight="bold",
+            color="#ff98a4" if red else "white", path_effects=outline, annotation_clip=False,
+        )  # fmt: skip
+    for o, matched, ((x, y), radius) in zip(found, partner, discs, strict=True):
         rgb = np.array(objects.COLOR_RGB[objects.COLORS.index(o.color)]) / 255
-        right = matched != UNMATCHED and o.words == true[matched].words
         ring = _circle(x, y, radius, color=rgb, lw=1.5)
         ring.set_path_effects([withStroke(linewidth=2.8, foreground="#ffffffb0")])
         axes.add_patch(ring)
         if matched != UNMATCHED:
             there, _ = _disc(camera, true[matched], width, height)
             axes.plot([x, there[0]], [y, there[1]], color="white", lw=0.9, path_effects=outline)
-        axes.annotate(
-            name, place, ha="center", va="center", fontsize=_NAME_POINTS, weight="bold",
-            color="white" if right or not true else "#ff98a4", path_effects=outline,
-            annotation_clip=False,
-        )  # fmt: skip
 
 
 def _places(
