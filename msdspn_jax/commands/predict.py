@@ -59,7 +59,8 @@ class Predictor(NamedTuple):
 class Predict:
     r"""Find the objects in images: annotated pictures and predictions.json in the CLEVR format.
 
-    Without --run, --weights or --program, the small model that comes with the package predicts.
+    Without --run, --weights or --program, the model that comes with the package predicts: "the
+    model in the box", whose card is msdspn_jax/assets/clevr_small.md.
 
     PNG, JPEG, WebP and BMP files are read, of at most 33 million pixels and 64 MiB, of any size:
     they are squashed to the square that the model was trained on, as CLEVR's 480x320 pictures are.
