@@ -1,12 +1,12 @@
 """Calibrate a CLEVR model: what its scores mean, and from which on to show an object.
 
-    python experiments/clevr/calibrate.py [--model FILE] [--num 2000] [--dry-run]
+    python experiments/clevr/calibrate.py [--model FILE] [--num 2000] [--judge]
 
 Renders fresh procedural scenes, fits a logistic curve of presence and lead (in
 `msdspn_jax.trained.calibration`) to half of them, and judges it by the other half. The fit goes
 into the weights file (by default that of the model in the box), where `msdspn predict` and `msdspn
 export` find it; calibration.json and reliability.png go beside this script. Run it again whenever
-the model is another.
+the model is another. With --judge the fit that is in the file is judged, and the file left alone.
 """
 
 import argparse
@@ -59,12 +59,16 @@ def main():
     parser.add_argument("--model", type=Path, default=box_model_path(), help="a weights file")
     parser.add_argument("--num", type=int, default=2000, help="fresh scenes; half of them to fit")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the figure and numbers")
-    parser.add_argument("--dry-run", action="store_true", help="leave the weights file alone")
+    parser.add_argument("--judge", action="store_true", help="judge the fit that is in the file")
     options = parser.parse_args()
     model = load_model(options.model)
     sets, right, objects = judged(model, options.num)
     half = options.num // 2
-    fitted = calibrating.fit(sets[:half], right[:half], number_of(objects[:half]))
+    fitted = model.calibration
+    if not options.judge:
+        fitted = calibrating.fit(sets[:half], right[:half], number_of(objects[:half]))
+    elif fitted is None:
+        parser.error(f"--judge: expected a fit in {options.model}, got none")
 
     sets, right, objects = sets[half:], right[half:], objects[half:]
     number, presence = number_of(objects), sets[..., CLEVR_LAYOUT.presence]
@@ -86,7 +90,7 @@ def main():
     precision, recall = calibrating.precision_and_recall(scores, right, number, fitted.threshold)
     found = {
         "step": model.step,
-        "device": device_name(),
+        "device": device_name(),  # Rounding decides where a descent ends: numbers differ a little.
         "date": date.today().isoformat(),
         "calibration": fitted.to_json(),
         "distance": calibrating.DISTANCE,
@@ -107,7 +111,7 @@ def main():
         },
     }
     (options.out / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
-    if not options.dry_run:
+    if not options.judge:
         set_calibration(options.model, fitted)
     print(json.dumps({name: value for name, value in found.items() if name != "bins"}, indent=1))
 
