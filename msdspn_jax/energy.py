@@ -72,10 +72,6 @@ class LatentEnergy:
         if context.mask is not None:
             _check.require_mask("context.mask", context.mask, sets.shape[:2], "batch n")
             mask = (context.mask,)
-        if context.initial_sets is not None:
-            _check.require_shape(
-                "context.initial_sets", context.initial_sets, sets.shape, "batch n d"
-            )
         encoding = self.encode(params, inputs, *mask)
         if jnp.ndim(encoding) != 2 or encoding.shape[0] != sets.shape[0]:
             raise ValueError(
@@ -83,6 +79,10 @@ class LatentEnergy:
                 f"got {getattr(encoding, 'shape', encoding)}"
             )
         _check.require_shape("context.latent", context.latent, encoding.shape, "batch latent")
+        if context.initial_sets is not None:
+            _check.require_shape(
+                "context.initial_sets", context.initial_sets, sets.shape, "batch n d"
+            )
         value = 0.5 * jnp.mean(jnp.square(encoding - context.latent), axis=-1)
         if self.proximity:
             if context.initial_sets is None:
