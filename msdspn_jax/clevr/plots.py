@@ -200,7 +200,8 @@ def reliability(
         left.errorbar(
             curve.score, curve.right, spread, fmt="o-", color=color, ms=4, lw=1.5, label=label
         )
-    for x, y, number in zip(curve.score, curve.right, curve.number, strict=True):
+    last = list(curves.values())[-1]
+    for x, y, number in zip(last.score, last.right, last.number, strict=True):
         below = (4, -10) if y > 0.5 else (4, -3)
         left.annotate(
             f"{number:,}", (x, y), xytext=below, textcoords="offset points", fontsize=6.5,
