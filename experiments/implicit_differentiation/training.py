@@ -145,7 +145,7 @@ def draw(runs):
             axes[0, column].yaxis.set_major_formatter(PercentFormatter(1))
         axes[1, column].set(xlabel="processor seconds", ylabel="angle to exact, degrees")
     axes[0, 0].set_yscale("log")
-    axes[0, 1].legend(frameon=False, fontsize=7, loc="lower right")
+    axes[0, 1].legend(frameon=False, fontsize=7, loc="upper left")
     for axis in axes.flat:
         plots.plain_axes(axis)
     return figure
