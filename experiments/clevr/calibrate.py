@@ -90,7 +90,7 @@ def main():
     precision, recall = calibrating.precision_and_recall(scores, right, number, fitted.threshold)
     found = {
         "step": model.step,
-        "device": device_name(),  # Rounding decides where a descent ends: numbers differ a little.
+        "device": device_name(),
         "date": date.today().isoformat(),
         "calibration": fitted.to_json(),
         "distance": calibrating.DISTANCE,

@@ -3,9 +3,9 @@
     python experiments/clevr/comparison.py [FOLDER]
 
 Writes comparison.png and summary_comparison.json, rows for the table of the project's README,
-beside this file, and puts the table into README.md, between its marks. Runs
-may come from different machines: all had the processor time of as many steps of iDSPN, so the
-figure's axis is the share of that time. Runs that are missing are left out.
+beside this file, and puts the table into README.md, between its marks. Runs may come from different
+machines: all had the processor time of as many steps of iDSPN, so the figure's axis is the share of
+that time. Runs that are missing are left out.
 """
 
 import json
@@ -40,8 +40,6 @@ ROWS = {
     "iDSPN, sum, half the time": ("idspn-sum",),
     "iDSPN, mean, half the time": ("idspn-mean",),
 }
-
-
 #: AP0.5 at 128 x 128, %, and its protocol where that is not per image (the table of the paper; Slot
 #: Attention as its authors).
 PUBLISHED = {

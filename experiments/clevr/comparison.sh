@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The paper's comparison at equal time, three to ten objects on one core. Every model has the
 # processor time of STEPS steps of iDSPN on the machine at hand: 20 to 50 minutes with AVX-512, 45
-# to 85 with AVX2; ten such units in all, and a little for scores. Unfinished runs go on, finished ones are skipped, also those of which the repository
-# has the record (RECORDS=FOLDER keeps records elsewhere): stop and start it at will.
+# to 85 with AVX2; twelve such units in all. Unfinished runs go on, finished ones are skipped, also
+# those of which the repository has the record (RECORDS=FOLDER keeps records elsewhere): stop and
+# start it at will.
 #
 #   experiments/clevr/comparison.sh [NAME ...]     # default: all
 #

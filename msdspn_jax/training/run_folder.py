@@ -341,17 +341,16 @@ def validation_curve(folder: str | Path, name: str) -> list[tuple[int, float, fl
 def _hours_by_step(folder: str | Path) -> dict[int, float]:
     """Hours that training had taken at each step of which the log has a line.
 
-    Steps that took three times as long as they did at the median were held up, by a pause of the
-    machine or by other work on it, and count as long as those.
+    Steps that took three times as long as at the median of the lines around were held up, by a
+    pause of the machine or by other work on it, and count as long as those.
     """
     seconds, last, found = 0.0, 0, {}
     lines = read_metrics(folder, "train")
-    paces = [1 / line["steps_per_second"] for line in lines if line.get("steps_per_second")]
-    usual = float(np.median(paces)) if paces else 0.0
-    for line in lines:
-        if line.get("steps_per_second"):
-            pace = 1 / line["steps_per_second"]
-            seconds += (line["step"] - last) * (pace if pace < 3 * usual else usual)
+    paces = [1 / (line.get("steps_per_second") or math.inf) for line in lines]
+    for i, (line, pace) in enumerate(zip(lines, paces, strict=True)):
+        # Not of all lines: the pace may change for good, with the number of inner steps.
+        usual = float(np.median(paces[max(0, i - 10) : i + 11]))
+        seconds += (line["step"] - last) * (pace if pace < 3 * usual else usual)
         last = line["step"]
         found[last] = seconds / 3600
     return found

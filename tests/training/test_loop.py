@@ -444,8 +444,16 @@ def test_pauses_are_no_hours_of_training(tmp_path):
         for i, speed in enumerate(speeds)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    usual = 1 / 0.9
-    assert run_folder.training_hours(tmp_path) == pytest.approx(1 + 1 / 1.1 + usual + usual + 2)
+    assert run_folder.training_hours(tmp_path) == pytest.approx(1 + 1 / 1.1 + 2 / 0.9 + 2)
+
+
+def test_a_pace_that_changes_for_good_is_no_pause(tmp_path):
+    lines = [
+        {"split": "train", "step": 36 * (i + 1), "steps_per_second": 1.0 if i < 60 else 0.2}
+        for i in range(100)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_folder.training_hours(tmp_path) == pytest.approx(0.6 + 2.0, rel=0.2)
 
 
 def test_scores_that_are_not_finite_are_null_in_the_file_and_nan_when_read(tmp_path):
