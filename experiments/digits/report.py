@@ -2,7 +2,8 @@
 
     python experiments/digits/report.py [--runs runs/digits]
 
-writes results.md, summary.json and digits.png beside this file.
+puts the table into README.md and writes summary.json beside this file, from the records in runs/
+by default; from runs with their weights also digits.png.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 from msdspn_jax import _markdown, plots
 from msdspn_jax.tasks.autoencoding.digits import load_point_sets, split_indices
 from msdspn_jax.tasks.autoencoding.model import autoencoder
-from msdspn_jax.tasks.summary import Result, write_results
+from msdspn_jax.tasks.summary import Result, put_into, write_results
 from msdspn_jax.trained.run import load_run
 from msdspn_jax.training.run_folder import read_metrics, training_hours
 
@@ -31,17 +32,17 @@ NAMES = {
 def main():
     """Read the runs, then write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/digits"))
+    parser.add_argument("--runs", type=Path, default=FOLDER / "runs")
     options = parser.parse_args()
     lines = []
     losses, hours, rows = {}, 0.0, {}
     for name, label in NAMES.items():
-        run = load_run(options.runs / name)
         losses[label] = read_metrics(options.runs / name, "val")[-1]["loss"]
         spent = training_hours(options.runs / name)
         hours += spent
         lines.append([label, f"{losses[label]:.4f}", f"{3600 * spent:.0f}"])
-        if name.endswith("muon"):
+        if name.endswith("muon") and (options.runs / name / "checkpoints").exists():
+            run = load_run(options.runs / name)
             config = run.config
             sets = load_point_sets(min_intensity=config.min_intensity).sets
             val = sets[split_indices(config.split_seed)["val"]][:10]
@@ -52,10 +53,12 @@ def main():
             rows["target"] = val
             found = decode(run.variables[0]["params"], jnp.asarray(val))
             rows[label.split(",")[0]] = np.asarray(found.sets)
-    text = _markdown.table(["", "validation loss", "seconds of training"], lines)
-    (FOLDER / "results.md").write_text(text)
+    head = ["800 steps", "Hungarian loss on validation images", "seconds of training"]
+    text = _markdown.table(head, lines)
+    put_into(FOLDER / "README.md", text, "report.py")
     print(text)
-    plots.save(plots.digits(rows), FOLDER / "digits.png")
+    if rows:
+        plots.save(plots.digits(rows), FOLDER / "digits.png")
     results = [
         Result(
             "[digits](experiments/digits/README.md), validation loss",

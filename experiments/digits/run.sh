@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs of README.md: two models, two outer optimisers. About ten minutes of one core in all.
+# The runs of README.md: two models, two outer optimisers. Three to ten minutes of one core in all.
 # Finished runs are skipped, unfinished ones go on.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

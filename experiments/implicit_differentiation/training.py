@@ -7,8 +7,8 @@ batch.
 
     python experiments/implicit_differentiation/training.py [--seconds 75] [--out FOLDER]
 
-writes training.json, training.md and training.png beside this file. Finished runs are kept in the
-JSON file and skipped: it may be stopped and started again. 26 runs of SECONDS each.
+writes training.json and training.png beside this file, and the table of README.md. Finished runs
+are kept in the JSON file and skipped: it may be stopped and started again. 26 runs of SECONDS each.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from msdspn_jax import _markdown, plots
 from msdspn_jax.models.inner import Inner
 from msdspn_jax.tasks.autoencoding import random_sets
 from msdspn_jax.tasks.numbering import task as numbering
+from msdspn_jax.tasks.summary import put_into
 from msdspn_jax.training.config import Safety
 from msdspn_jax.training.parallel import StepRunner
 from msdspn_jax.training.state import run_keys
@@ -183,27 +184,31 @@ def table(runs):
 def main():
     """Run what is not in the JSON file yet, then write table and figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=75, help="processor time of each run")
+    parser.add_argument("--seconds", type=float, default=75, 
+                        help="processor time of each run; 0: no new runs")  # fmt: skip
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
     options = parser.parse_args()
     path = options.out / "training.json"
     record = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    record |= {"jax": jax.__version__, "seconds": options.seconds}
+    if options.seconds:
+        record |= {"jax": jax.__version__, "seconds": options.seconds}
     for seed in (0, 1):
         for name in TASKS:
             for way in WAYS:
                 wanted = (name, way, seed)
                 done = any((r["task"], r["way"], r["seed"]) == wanted for r in record["runs"])
                 idle = "straight" in way and name == "random sets"
-                if done or idle:
+                if done or idle or not options.seconds:
                     continue
                 lines = run(name, way, seed, options.seconds)
                 record["runs"].append({"task": name, "way": way, "seed": seed, "lines": lines})
                 path.write_text(json.dumps(record, indent=1) + "\n")
                 print(name, way, seed, lines[-1], flush=True)
-    (options.out / "training.md").write_text(table(record["runs"]))
+    text = table(record["runs"])
+    if options.out == FOLDER:
+        put_into(FOLDER / "README.md", text, "training.py")
     plots.save(draw(record["runs"]), options.out / "training.png")
-    print(table(record["runs"]))
+    print(text)
 
 
 if __name__ == "__main__":

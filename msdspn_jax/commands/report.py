@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from msdspn_jax import tasks
 from msdspn_jax.errors import UserError
@@ -27,27 +29,39 @@ Tasks: {tasks}
 class All:
     """Every table and figure of experiments/ from the runs there are, and the README's summary.
 
-    A task without finished runs keeps the tables that it has.
+    What has no finished runs keeps the tables that it has.
     """
 
     runs: Path | None = None
     """Folder to search for finished runs, at any depth. Default: the records that are kept beside
-    each report, EXPERIMENTS/*/runs."""
+    each report, EXPERIMENTS/*/runs. Scripts, as clevr/comparison.py, always read kept records."""
     experiments: Path = Path("experiments")
     """Where the reports go, a folder a task; each has its part of the summary, summary.json."""
     readme: Path = Path("README.md")
     """The page whose table is made anew."""
 
 
-#: Where the report of a task goes, and in which order the summary lists them. Some have
-#: scripts that write their part.
-FOLDERS = {
-    "numbering": "class_specific_numbering",
-    "random-sets": "random_sets",
-    "clevr": "clevr",
-    "digits": "digits",
-    None: "benchmarks",
-}
+class Experiment(NamedTuple):
+    """A folder of experiments/: the task whose runs it reports, and scripts that report others.
+
+    A script is a path and its arguments; it reads kept records, and writes beside itself.
+    """
+
+    folder: str
+    task: str = ""
+    scripts: tuple[tuple[str, ...], ...] = ()
+
+
+#: In the order of the summary.
+EXPERIMENTS = (
+    Experiment("class_specific_numbering", "numbering"),
+    Experiment("random_sets", "random-sets"),
+    Experiment("clevr", "clevr", (("comparison.py",), ("recipes/search.py",))),
+    Experiment("digits", scripts=(("report.py",),)),
+    # Without a second for new runs, it draws those that there are.
+    Experiment("implicit_differentiation", scripts=(("training.py", "--seconds", "0"),)),
+    Experiment("benchmarks", scripts=(("report.py",),)),
+)
 
 
 def main(argv: list[str]) -> int:
@@ -81,16 +95,16 @@ def _all(argv: list[str]) -> int:
     from msdspn_jax.training.run_folder import finished_runs
 
     options = parse(All, argv, prog="msdspn report all")
-    for task, folder in FOLDERS.items():
-        if task is None or not hasattr(tasks.load(task), "report"):
-            continue
-        out = options.experiments / folder
+    for experiment in EXPERIMENTS:
+        out = options.experiments / experiment.folder
         runs = options.runs or out / "runs"
-        if not finished_runs(runs, task):
-            continue
-        flags = ["--runs", str(runs), "--out", str(out)]
-        tasks.load(task).report(flags, run)
-    results = summary.read_results(options.experiments / folder for folder in FOLDERS.values())
+        if experiment.task and finished_runs(runs, experiment.task):
+            flags = ["--runs", str(runs), "--out", str(out)]
+            tasks.load(experiment.task).report(flags, run)
+        for script, *flags in experiment.scripts:
+            if (out / script).exists():
+                _execute(out / script, flags)
+    results = summary.read_results(options.experiments / each.folder for each in EXPERIMENTS)
     if not results:
         raise UserError(
             f"--experiments: expected folders with summary.json, got {options.experiments}"
@@ -98,3 +112,11 @@ def _all(argv: list[str]) -> int:
     summary.put_into(options.readme, summary.table(results))
     print(f"{len(results)} results in the table of {options.readme}")
     return 0
+
+
+def _execute(script: Path, flags: list[str]) -> None:
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True)
+    if done.returncode:
+        why = done.stderr.strip().splitlines() or ["it wrote no error"]
+        raise UserError(f"--experiments: {script} ended with {done.returncode}: {why[-1]}")
+    print(f"{script}: done")

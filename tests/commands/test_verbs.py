@@ -342,6 +342,29 @@ def test_report_makes_tables_and_charts(tmp_path, steps):
     assert (row in text) == (steps == 20_000)
 
 
+def test_report_all_runs_the_scripts_of_the_experiments(tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("{}\n{}\n".format(*summary.marks()))
+    (tmp_path / "digits").mkdir()
+    script = tmp_path / "digits" / "report.py"
+    row = summary.Result("digits", "", "", "0.25", "small", "0.1", "run.sh")
+    script.write_text(
+        "from pathlib import Path\n"
+        "from msdspn_jax.tasks.summary import Result, write_results\n"
+        f"write_results(Path(__file__).parent, [{row!r}])\n"
+    )
+    argv = ["report", "all", "--experiments", str(tmp_path), "--readme", str(page)]
+    assert cli.main(argv) == 0
+    assert "| 0.25 |" in page.read_text()
+    # A script that fails is named with its last words, and the page stays.
+    script.write_text("raise SystemExit('no records here')\n")
+    before = page.read_text()
+    assert cli.main(argv) == 2
+    assert page.read_text() == before
+    said = " ".join(capsys.readouterr().err.split())
+    assert "report.py ended with 1: no records here" in said.replace(str(tmp_path), "")
+
+
 @pytest.mark.slow
 def test_the_demo_shows_what_it_says(tmp_path, capsys):
     folder = tmp_path / "demo"

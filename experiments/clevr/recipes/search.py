@@ -84,7 +84,11 @@ def table(found):
 
 def main():
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "runs"
-    text = table(read(folder))
+    found = read(folder)
+    if not found:  # Not run yet; the page says so.
+        print(f"{folder}: no records of search.sh")
+        return
+    text = table(found)
     put_into(HERE / "README.md", text, "search.py")
     print(text)
 
