@@ -23,29 +23,37 @@ def is_traced(array: Any) -> bool:
     return isinstance(array, jax.core.Tracer)
 
 
+def _shape(name: str, array: Any) -> tuple[int, ...]:
+    if isinstance(array, list | tuple):
+        kind = type(array).__name__
+        raise TypeError(f"{name}: expected an array, got a {kind}; jnp.asarray makes one of it")
+    return jnp.shape(array)
+
+
 def require_rank(name: str, array: Any, rank: int, axes: str) -> None:
     """Refuse an array whose number of axes is not `rank`; `axes` spells them, as in "batch n d"."""
-    shape = jnp.shape(array)
+    shape = _shape(name, array)
     if len(shape) != rank:
         raise ValueError(f"{name}: expected {rank} axes [{axes}], got shape {shape}")
 
 
 def require_nonempty(name: str, array: Any, axes: str) -> None:
     """Refuse an array with an axis of length zero."""
-    shape = jnp.shape(array)
+    shape = _shape(name, array)
     if 0 in shape:
         raise ValueError(f"{name}: expected every axis of [{axes}] > 0, got shape {shape}")
 
 
 def require_shape(name: str, array: Any, expected: tuple[Any, ...], axes: str) -> None:
     """Refuse an array whose shape is not `expected`."""
-    shape = jnp.shape(array)
+    shape = _shape(name, array)
     if shape != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)} [{axes}], got {shape}")
 
 
 def require_floating(name: str, array: Any) -> None:
     """Refuse integers and booleans where a derivative is to be taken."""
+    _shape(name, array)
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"{name}: expected a floating-point array, got dtype {dtype}")

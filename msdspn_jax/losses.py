@@ -207,6 +207,9 @@ def _checked_sets(prediction, target):
             )
         _check.require_rank(name, sets, 3, "batch n d")
         _check.require_nonempty(name, sets, "batch n d")
+        dtype = jnp.result_type(sets)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{name}: expected real numbers, got dtype {dtype}")
     if prediction.shape[0] != target.shape[0] or prediction.shape[2] != target.shape[2]:
         raise ValueError(
             "target: expected batch and d as in prediction "

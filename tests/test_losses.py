@@ -215,6 +215,11 @@ def test_what_is_wrong_with_a_prediction_is_said_of_the_prediction():
     for name, arguments in (("prediction", (sets / 0, sets)), ("target", (sets, sets / 0))):
         with pytest.raises(ValueError, match=f"{name}: expected finite values, got 6"):
             ms.hungarian_loss(*arguments)
+    with pytest.raises(TypeError, match="target: expected an array, got a list"):
+        ms.chamfer_loss(sets, [[[1.0, 2.0, 3.0]]])  # type: ignore[arg-type]
+    # Its imaginary part would be lost.
+    with pytest.raises(TypeError, match="prediction: expected real numbers, got dtype complex64"):
+        ms.hungarian_loss(sets + 1j, sets)
 
 
 @pytest.mark.usefixtures("without_hook")

@@ -15,7 +15,7 @@ from msdspn_jax.adjoints import Adjoint, Projection, identity, parse_adjoint, un
 from msdspn_jax.descent import nesterov
 from msdspn_jax.projections import simplex
 
-Pool = Literal["fspool", "relation", "sum", "mean"]
+Pool = Literal["fspool", "continuous_fspool", "relation", "sum", "mean"]
 PROJECTIONS: dict[str, Projection | None] = {"none": None, "simplex": simplex}
 
 ENERGY_MODELS = ("idspn", "dspn")
@@ -58,8 +58,9 @@ class Inner:
     of the derivative), neumann:K, conjugate_gradient:K[:DAMPING], exact, unrolled, unrolled:remat.
     Default: identity for idspn, unrolled for dspn."""
     pool: Pool | None = None
-    """How the energy's set encoder pools over elements; relation: over all pairs of elements, then
-    fspool; sum and mean are merely set-equivariant."""
+    """How the energy's set encoder pools over elements; continuous_fspool: fspool with weights for
+    relative positions, for sets of varying size; relation: over all pairs of elements, then fspool;
+    sum and mean are merely set-equivariant."""
     proximity: float | None = None
     """Weight of the energy's pull towards the initial set."""
     tolerance: float | None = None

@@ -139,3 +139,20 @@ def test_padding_of_a_condition_is_not_seen():
     assert np.ptp(expected) > 0
     for padding in (100.0, np.nan):
         np.testing.assert_array_equal(predict(inputs.at[:, 2:].set(padding)), expected)
+
+
+def test_a_masked_set_is_decoded_as_the_smaller_one():
+    inner = ms.Inner(num_steps=3, pool="continuous_fspool")
+    large, small = (
+        ms.SetDecoder(n, 2, hidden_dim=8, inner=inner, initial_set="random") for n in (5, 3)
+    )
+    latent = jax.random.normal(KEY, (4, 6))
+    keys = jax.random.split(KEY, 4)
+    starts = jax.random.normal(KEY, (4, 5, 2))
+    variables = large.init(KEY, latent, keys=keys)
+    mask = jnp.broadcast_to(jnp.arange(5) < 3, (4, 5))
+    found = large.apply(variables, latent, mask=mask, initial_sets=starts)
+    expected = small.apply(variables, latent, initial_sets=starts[:, :3])
+    chex.assert_trees_all_close(found.sets[:, :3], expected.sets, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(found.energy, expected.energy, rtol=1e-5)
+    assert jnp.max(jnp.abs(expected.sets - starts[:, :3])) > 1e-3
