@@ -287,10 +287,7 @@ def bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[float]],
     *,
-    deviations: Mapping[str, Sequence[float]] | None = None,
     ylabel: str,
-    title: str = "",
-    log: bool = False,
 ) -> Figure:
     """Bars side by side: one cluster a group, one colour a series; NaN leaves a gap."""
     figure = new_figure(max(4.5, 0.5 * len(groups) * len(series) + 1.5), 3.4)
@@ -298,23 +295,57 @@ def bars(
     width = 0.8 / len(series)
     for i, (label, values) in enumerate(series.items()):
         x = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
-        error = None if deviations is None else np.asarray(deviations[label], float)
-        axes.bar(
-            x,
-            np.asarray(values, float),
-            0.92 * width,
-            yerr=error,
-            color=SERIES[i % len(SERIES)],
-            label=label,
-            error_kw={"lw": 1, "capsize": 2, "ecolor": "#444"},
-        )
+        color = SERIES[i % len(SERIES)]
+        axes.bar(x, np.asarray(values, float), 0.92 * width, color=color, label=label)
     axes.set_xticks(np.arange(len(groups)), groups)
-    axes.set(ylabel=ylabel, title=title)
-    if log:
-        axes.set_yscale("log")
+    axes.set(ylabel=ylabel)
     # Above the bars: inside there may be no room.
     figure.legend(loc="outside upper center", ncols=len(series), frameon=False, fontsize=8)
     plain_axes(axes)
+    return figure
+
+
+def by_decoding(
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]],
+    published: Mapping[str, Mapping[int, float]],
+    *,
+    ylabel: str,
+) -> Figure:
+    """A loss by the inner steps of decoding, beside published values; one panel a model.
+
+    Args:
+        panels: model -> how it was trained -> inner steps of decoding -> loss.
+        published: model -> inner steps of training and decoding -> loss.
+        ylabel: what the loss is.
+    """
+    from matplotlib.ticker import LogLocator
+
+    figure = new_figure(3.1 * len(panels) + 0.6, 3.6)
+    shared: Any = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    everywhere = dict.fromkeys(label for curves in panels.values() for label in curves)
+    colors = dict(zip(everywhere, SERIES * len(everywhere), strict=False))
+    shown: dict[str, Any] = {}
+    for axes, (model, curves) in zip(shared, panels.items(), strict=True):
+        for label, losses in curves.items():
+            (shown[label],) = axes.plot(*zip(*sorted(losses.items()), strict=True), "o-", ms=4,
+                                        lw=1.6, color=colors[label])  # fmt: skip
+        points = sorted(published.get(model, {}).items())
+        if points:
+            (shown["published, trained as it is decoded"],) = axes.plot(
+                *zip(*points, strict=True), "D", ms=7, mfc="none", mec="#20242c", mew=1.6
+            )
+        axes.set_title(model, fontsize=10)
+        axes.set(xscale="log", yscale="log", xlabel="inner steps of decoding")
+        plain_axes(axes)
+    steps = {n for curves in (*panels.values(), published) for of in curves.values() for n in of}
+    shared[0].set_xticks(sorted(steps), [str(n) for n in sorted(steps)])
+    shared[0].minorticks_off()
+    shared[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    shared[0].yaxis.set_major_formatter("{x:g}")
+    shared[0].set_ylabel(ylabel)
+    figure.legend(
+        shown.values(), shown, loc="outside upper center", ncols=3, frameon=False, fontsize=8
+    )
     return figure
 
 

@@ -47,7 +47,7 @@ class Report:
     """Collect finished runs into tables and charts; those that differ in the seed are one cell.
 
     Writes grid.md (the tables), grid.json (the numbers) and the charts by_n.png, by_d.png,
-    by_inner_steps.png, equal_compute.png and learning.png. The last two, and the published
+    by_inner_steps.png, by_decoding.png and learning.png. The last two, and the published
     readings, only where cells with n = d = 8 were trained as the paper's, or with another outer
     optimiser.
     """
@@ -375,35 +375,17 @@ def charts(rows: Sequence[Row], out: Path) -> None:
         )
         plots.save(figure, out / f"by_{name}.png")
     # An older chart must not outlive the rows it was drawn from.
-    (out / "equal_compute.png").unlink(missing_ok=True)
+    (out / "by_decoding.png").unlink(missing_ok=True)
     ours = [row for row in rows if (row.n, row.d) == (8, 8) and row.comparable]
     if not ours:
         return
-    groups = ["published", "published,\ndouble compute"]
-    series = {variant: list(of.values()) for variant, of in PUBLISHED.items()}
-    deviations = {variant: [np.nan, np.nan] for variant in PUBLISHED}
-
-    def add(group: str, of: dict[str, tuple[float, float]]) -> None:
-        if any(np.isfinite(loss) for loss, _ in of.values()):
-            groups.append(group)
-            for variant in PUBLISHED:
-                loss, deviation = of.get(variant, (np.nan, 0.0))
-                series[variant].append(loss)
-                deviations[variant].append(deviation or np.nan)  # One seed: no bar.
-
-    for kind in ("", FALLING, MUON):
-        alike = [row for row in ours if row.optimizer == kind]
-        for steps in sorted({row.inner_steps for row in alike}):
-            of = {r.variant.removesuffix(kind): r for r in alike if r.inner_steps == steps}
-            name = f"ours{kind},\n{steps} inner steps"
-            add(name, {variant: (row.loss, row.deviation) for variant, row in of.items()})
-            twice = 2 * steps
-            more = {v: (row.more_steps.get(twice, np.nan), 0.0) for v, row in of.items()}
-            add(f"{name},\ndecoded with {twice}", more)
-    figure = plots.bars(
-        groups, series, deviations=deviations, ylabel="validation loss, n = d = 8", log=True,
-    )  # fmt: skip
-    plots.save(figure, out / "equal_compute.png")
+    panels: dict[str, dict[str, dict[int, float]]] = {variant: {} for variant in PUBLISHED}
+    for row in sorted(ours, key=lambda row: (row.optimizer, row.inner_steps)):
+        label = f"ours, trained with {row.inner_steps}{row.optimizer}"
+        own = {row.inner_steps: row.loss}
+        panels[row.variant.removesuffix(row.optimizer)][label] = own | row.more_steps
+    figure = plots.by_decoding(panels, PUBLISHED, ylabel="validation loss, n = d = 8")
+    plots.save(figure, out / "by_decoding.png")
 
 
 def learning_chart(rows: Sequence[Row], runs: Path, out: Path) -> None:
