@@ -43,7 +43,7 @@ def asked_for(script: Path, folder: Path, measured: Mapping[str, float] = Mappin
     [
         ("class_specific_numbering/run.sh", 17),
         ("class_specific_numbering/inner.sh", 16),
-        ("random_sets/run.sh", 43),
+        ("random_sets/run.sh", 42),
     ],
 )
 def test_every_training_parses(script, num, tmp_path):

@@ -7,7 +7,7 @@
 #
 # A NAME is that of a change below and a seed, as in rate-0.02-s0. Base: three to ten objects at
 # 64 x 64, 70,000 procedural scenes (rendered once), ResNet-18 of width 32, batch 128, 20 inner
-# steps (40 when decoding), Muon at 0.01 that falls to zero. Where a change has a price, what a
+# steps (40 when decoding), Muon at 0.04 that falls to zero. Where a change has a price, what a
 # step takes is measured first (pace.py). Pin a call to its core (taskset), and run no more than
 # there are cores.
 set -euo pipefail
@@ -20,15 +20,15 @@ STEPS=${STEPS:-400}
 images=(--batch-size 128 --val-size 1000 --test-size 2000 --data-seed 4 --no-tensorboard)
 fixed=(${IMAGES:---train-size 70000})
 base=(--model idspn --encoder-width 32 --outer.optimizer muon --outer.schedule linear
-  --outer.warmup-steps 40 --learning-rate 0.01
+  --outer.warmup-steps 40 --learning-rate 0.04
   --inner.num-steps 20 --inner.late-num-steps 20 --inner.eval-num-steps 40)
 reference=(--size 64 "${images[@]}" "${fixed[@]}" "${base[@]}")
 
 declare -A free=( # changes that do not change what a step costs
   [base]=""
-  [rate-0.005]="--learning-rate 0.005"
+  [rate-0.01]="--learning-rate 0.01"
   [rate-0.02]="--learning-rate 0.02"
-  [rate-0.04]="--learning-rate 0.04"
+  [rate-0.08]="--learning-rate 0.08"
   [momentum-0.9]="--outer.momentum 0.9"
   [momentum-0.98]="--outer.momentum 0.98"
   [decay-0.1]="--outer.weight-decay 0.1"
