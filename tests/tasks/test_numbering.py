@@ -357,9 +357,9 @@ def test_report(tmp_path, capsys):
     assert numbering_report.report(argv, trained_runs) == 0
     text = (output / "results.md").read_text()
     assert "test split, 2 seeds" in text
-    assert "| DeepSets | 0.0±0.0 | 0 | 0.0±0.0 |" in text
+    assert "| DeepSets | 0.0; 0.0 |" in text
     assert text.strip() in capsys.readouterr().out
-    assert (output / "accuracy_n4_2_classes.png").stat().st_size > 1000
+    assert (output / "accuracy_n5_3_classes.png").stat().st_size > 1000
     assert len(json.loads((output / "results.json").read_text())) == 1
 
 
