@@ -94,8 +94,9 @@ def _anderson(learning_rate: float, history: int, ridge: float) -> optax.Gradien
         # All residuals zero: the set has arrived and stays.
         alpha = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0)
         moved = jnp.einsum("bi,ibk->bk", alpha, wide_iterates + wide_residuals)
-        # Zero, or NaN where a gradient is not finite.
-        change = jnp.where(total > 0, moved - iterate.astype(wide), 0 * total)
+        # At rest the plain step: zero, or NaN where a gradient is not finite, and its derivative.
+        step = residual.astype(wide)
+        change = jnp.where(total > 0, moved - iterate.astype(wide), step)
         return change.astype(sets.dtype).reshape(sets.shape), AndersonState(
             iterates, residuals, state.num_updates + 1
         )

@@ -224,7 +224,9 @@ def _without_absent(target: Any, target_mask: Any) -> Any:
         shape = jnp.shape(target_mask)
         if jnp.shape(leaf)[: len(shape)] != shape:
             return leaf
-        return jnp.where(jnp.reshape(target_mask, shape + (1,) * (jnp.ndim(leaf) - 2)), leaf, 0)
+        # Zeros of its own type: booleans stay booleans.
+        mask = jnp.reshape(target_mask, shape + (1,) * (jnp.ndim(leaf) - 2))
+        return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
     return jax.tree.map(present, target)
 

@@ -272,6 +272,8 @@ class Descent:
             state = lax.fori_loop(0, looped, lambda _, state: advance(state), state)
         else:
             end = state.step + looped
+            # Sets that had come to rest may move again: parameters and context may be others.
+            state = state._replace(going=jnp.ones_like(state.going))
             state = lax.while_loop(
                 lambda state: (state.step < end) & jnp.any(state.going),
                 advance,

@@ -95,7 +95,9 @@ class LatentEnergy:
             else:
                 distance = jnp.where(context.mask[..., None], distance, 0)
                 size = jnp.maximum(jnp.sum(context.mask, -1), 1) * sets.shape[-1]
-                mean = jnp.sum(jnp.square(distance), axis=(-2, -1)) / size.astype(sets.dtype)
+                # The sum of squares of 16 bits may leave the range of float16.
+                squares = jnp.square(distance).astype(jnp.promote_types(sets.dtype, jnp.float32))
+                mean = (jnp.sum(squares, axis=(-2, -1)) / size).astype(sets.dtype)
             value = value + self.proximity * 0.5 * mean
         return value
 

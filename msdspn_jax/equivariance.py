@@ -293,6 +293,9 @@ def check_equivariance(
         True
     """
     _check.require_integer("num_permutations", num_permutations, 1)
+    equal_by = slice(None) if equal_by is None else equal_by
+    if not isinstance(equal_by, slice):
+        raise TypeError(f"equal_by: expected a slice of columns or None, got {equal_by!r}")
     key_sets, key_permutations = jax.random.split(key)
     if sets is None:
         sets = example_sets(key_sets)
@@ -326,7 +329,7 @@ def check_equivariance(
         exchanging_equal += equal
         exchanging_different += different
         trial = (originals[i], permutations[i, j], output[i], permuted_output[i, j], tolerances[i])
-        matching = best_matching(originals[i][:, equal_by or slice(None)], *trial[1:4])
+        matching = best_matching(originals[i][:, equal_by], *trial[1:4])
         for label, example in (("set", _trial(*trial)), ("multiset", _trial(*trial, matching))):
             if label not in worst or _ratio(example) > _ratio(worst[label]):
                 worst[label] = example

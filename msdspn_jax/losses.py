@@ -186,8 +186,10 @@ def _nearest(distance, rows, columns):
     """Mean over the rows that are there of the distance to the nearest column that is there."""
     both = rows & jnp.any(columns, -1, keepdims=True)
     nearest = jnp.min(jnp.where(columns[:, None], distance, jnp.inf), 2)
-    total = jnp.sum(jnp.where(both, nearest, 0), -1)
-    return total / jnp.maximum(jnp.sum(rows, -1), 1).astype(distance.dtype)
+    # As in `hungarian_loss`, a sum of 16 bits may be too large for its type.
+    wide = jnp.promote_types(distance.dtype, jnp.float32)
+    total = jnp.sum(jnp.where(both, nearest, 0).astype(wide), -1)
+    return (total / jnp.maximum(jnp.sum(rows, -1), 1)).astype(distance.dtype)
 
 
 def _without_absent(name, sets, mask):
@@ -281,6 +283,9 @@ def numbering_assignment(
             raise ValueError(f"classes: expected one-hot rows, got {values[~one_hot][0]}")
     _check.require_choice("cost", cost, NUMBERING_COSTS)
     prediction, target = lax.stop_gradient((prediction, target))
+    # What is farther apart than any two may be is out of the range of float16.
+    wide = jnp.promote_types(jnp.result_type(prediction, target), jnp.float32)
+    prediction, target = prediction.astype(wide), target.astype(wide)
     if cost == "l2":
         pairs = _distance(prediction[:, :, None] - target[:, None])
     else:
@@ -318,6 +323,7 @@ def numbering_loss(
         >>> numbering_loss(target[:, ::-1], target, classes).tolist()
         [0.0]
     """
+    prediction, target = _checked_sets(prediction, target)
     if assignment is None:
         assignment = numbering_assignment(prediction, target, classes, cost=cost, method=method)
     _check.require_choice("cost", cost, NUMBERING_COSTS)

@@ -4,6 +4,7 @@ import sys
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import problems
 import processes
@@ -167,3 +168,17 @@ def test_under_shard_map_with_its_default_checks():
         check=False,
     )
     assert done.stdout == "equal\n", done.stderr[-3000:]
+
+
+def test_the_derivative_of_a_descent_that_begins_at_its_minimum():
+    def minimum(p):
+        def energy(p, sets, context):
+            return jnp.sum((sets - p) ** 2, (1, 2)) / 2
+
+        return ms.minimise(
+            energy, p, None, jnp.ones((1, 2, 1)), optimizer=ms.anderson(0.5), num_steps=10,
+            adjoint=ms.unrolled(),
+        ).sets.sum()  # fmt: skip
+
+    for p in (1.0, 1.01):
+        np.testing.assert_allclose(jax.grad(minimum)(p), 2, rtol=2e-3)

@@ -78,7 +78,7 @@ def test_kinds_of_costs():
     assert best["trained"] < 0.1 * best["random"]
 
 
-def temp_bytes(gradient, num_steps):
+def temp_bytes(adjoint, num_steps):
     case = benchmarks.LayerCase(n=8, d=8, width=64, num_steps=num_steps, batch=16)
     layer = benchmarks.build_layer(case, adjoint=adjoint)
     compiled = jax.jit(layer.training_step).lower(*layer.arguments).compile()

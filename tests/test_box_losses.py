@@ -233,3 +233,16 @@ def test_boxes_in_whole_pixels_are_numbers_like_others():
     assert ms.generalised_iou(jnp.asarray(boxes), jnp.asarray(others)).item() == pytest.approx(
         1 / 3
     )
+
+
+def test_a_mask_keeps_the_type_of_the_target():
+    def cost(prediction, target):
+        points, flag = target
+        far = jnp.abs(prediction[:, :, None, 0] - points[:, None, :, 0])
+        return far + 10.0 * (~flag)[:, None, :]
+
+    prediction = jnp.array([[[0.0], [1.0], [2.0]]])
+    target = (jnp.array([[[0.0], [1.0]]]), jnp.array([[True, False]]))
+    loss = ms.set_loss(cost=cost)
+    found = loss(prediction, target, target_mask=jnp.ones((1, 2), bool))
+    np.testing.assert_array_equal(found, loss(prediction, target))

@@ -480,3 +480,33 @@ def descend(**changes):
     energy = ms.latent_energy(lambda params, sets: sets.sum(1))
     given = {"energy": energy, "context": ms.Context(jnp.ones((2, 1)))} | changes
     return ms.minimise(params={}, initial_sets=jnp.zeros((2, 3, 1)), num_steps=2, **given)
+
+
+def test_a_state_at_rest_descends_again_in_another_context():
+    def energy(p, sets, context):
+        return jnp.sum((sets - context) ** 2, (1, 2)) / 2
+
+    optimizer = ms.nesterov(0.5, 0.0)
+    descent = ms.Descent(energy, num_steps=50, optimizer=optimizer, tolerance=1e-4)
+    one = jnp.ones((1, 2, 1))
+    state = descent.run({}, one, descent.init({}, one, 0 * one))
+    assert not state.going.any()
+    chex.assert_trees_all_close(descent.run({}, 3 * one, state).sets, 3 * one, atol=1e-3)
+    assert int(descent.run({}, one, state).num_steps[0]) == int(state.num_steps[0])
+
+
+def test_energies_that_differ_in_a_transpose_alone_are_told_apart():
+    def moved(factor):
+        def double(y):
+            return jax.custom_derivatives.linear_call(
+                lambda r, x: x * 2.0, lambda r, x: x * factor, (), y
+            )
+
+        def energy(p, y, c):
+            return jnp.sum((double(y) - 1) ** 2, (1, 2)) / 2
+
+        return ms.minimise(
+            energy, {}, None, jnp.zeros((1, 1, 1)), optimizer=ms.nesterov(0.1, 0.0), num_steps=1
+        ).sets.item()
+
+    np.testing.assert_allclose([moved(2.0), moved(0.0)], [0.2, 0.0], rtol=1e-6)

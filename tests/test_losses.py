@@ -236,3 +236,23 @@ def test_numbering_distances_of_16_bits_stay_in_range():
     prediction, target = jnp.full((1, 2, 64), 40, jnp.float16), jnp.zeros((1, 2, 64), jnp.float16)
     loss = jax.jit(ms.numbering_loss)(prediction, target, jnp.ones((1, 2, 1), jnp.float16))
     assert (loss.dtype, loss.item()) == (jnp.float16, 320)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_numbering_distances_of_integers_are_those_of_floats():
+    prediction = jnp.array([[[1, 1, 0], [0, 3, 1], [2, 0, 1]]])
+    target, classes = jnp.eye(3, dtype=int)[None], jnp.ones((1, 3, 1))
+    expected = ms.numbering_loss(prediction.astype(float), target.astype(float), classes)
+    np.testing.assert_allclose(ms.numbering_loss(prediction, target, classes), expected, rtol=1e-6)
+    assert expected[0] % 1 > 0.01
+    unsigned = [np.array(x, np.uint8) for x in ([[[0, 2]]], [[[1, 0]]])]
+    np.testing.assert_allclose(ms.numbering_loss(*unsigned, np.ones((1, 1, 1))), 5**0.5, rtol=1e-6)
+
+
+def test_a_mask_of_all_changes_no_loss_of_16_bits():
+    prediction, target = jnp.full((1, 300, 1), 17, jnp.float16), jnp.zeros((1, 300, 1), jnp.float16)
+    mask = jnp.ones((1, 300), bool)
+    np.testing.assert_allclose(ms.chamfer_loss(prediction, target, target_mask=mask), 578)
+    far = jnp.full((1, 64, 8), 4000, jnp.float16)
+    loss = jax.jit(ms.numbering_loss)(far, 0 * far, jnp.ones((1, 64, 1), jnp.float16))
+    np.testing.assert_allclose(loss, 4000 * 8**0.5, rtol=1e-3)

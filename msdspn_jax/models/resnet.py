@@ -175,7 +175,10 @@ def unit_range(
     """Bytes to [0, 1]; floats as they are, refused where they are seen to be others."""
     if jnp.issubdtype(jnp.result_type(images), jnp.floating):
         if not is_traced(images) and np.size(images):
-            low, high = np.min(images), np.max(images)
+            # NumPy's: of XLA's on a CPU, those of large arrays may pass over NaN, and within `jit`
+            # they would be traced.
+            values = np.asarray(images)
+            low, high = np.min(values), np.max(values)
             if not (low >= 0 and high <= 1):  # NaN is neither.
                 raise ValueError(
                     f"images: expected uint8 or floats in [0, 1], got {low:g} to {high:g}"

@@ -222,3 +222,11 @@ def test_bad_arguments_are_named():
         )
     with pytest.raises(TypeError, match="expected uint8 or floats"):
         ResNet(**TINY, train=False).init(key, jnp.zeros((1, 64, 64, 3), jnp.int32))
+
+
+def test_images_that_jit_closes_over_are_looked_at():
+    images = jnp.full((1, 8, 8, 3), 0.5)
+    assert jax.jit(lambda: unit_range(images))().shape == images.shape
+    far = 2 + images
+    with pytest.raises(ValueError, match="images: expected uint8 or floats in"):
+        jax.jit(lambda: unit_range(far))()

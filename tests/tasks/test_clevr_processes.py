@@ -166,7 +166,7 @@ def test_killed_and_resumed_with_another_number_of_processes(
     assert record["num_processes"] == first  # as it was begun
     one, many = (load_run(run, checkpoint="latest") for run in (alone, folder))
     assert many.step == STEPS
-    chex.assert_trees_all_close(many.variables, one.variables, atol=1e-6, rtol=0)
+    chex.assert_trees_all_close(many.variables, one.variables, atol=1e-6, rtol=1e-5)
     losses = [
         [x["loss"] for x in run_folder.read_metrics(run) if x["split"] == "train"]
         for run in (alone, folder)
