@@ -158,9 +158,13 @@ def chamfer_loss(
     prediction = _without_absent("prediction_mask", prediction, prediction_mask)
     distance = pairwise_squared(prediction, target, weights=weights)
     if target_mask is None and prediction_mask is None:
-        return jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
-    rows, columns = _present(distance, prediction_mask, target_mask)
-    return _nearest(distance, rows, columns) + _nearest(jnp.swapaxes(distance, 1, 2), columns, rows)
+        loss = jnp.mean(jnp.min(distance, 1), -1) + jnp.mean(jnp.min(distance, 2), -1)
+    else:
+        rows, columns = _present(distance, prediction_mask, target_mask)
+        loss = _nearest(distance, rows, columns)
+        loss += _nearest(jnp.swapaxes(distance, 1, 2), columns, rows)
+    # XLA's minimum of many numbers may pass over NaN on a CPU.
+    return loss * jnp.where(jnp.any(jnp.isnan(distance), (1, 2)), jnp.nan, 1)
 
 
 def _present(pairs, prediction_mask, target_mask):

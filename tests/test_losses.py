@@ -256,3 +256,13 @@ def test_a_mask_of_all_changes_no_loss_of_16_bits():
     far = jnp.full((1, 64, 8), 4000, jnp.float16)
     loss = jax.jit(ms.numbering_loss)(far, 0 * far, jnp.ones((1, 64, 1), jnp.float16))
     np.testing.assert_allclose(loss, 4000 * 8**0.5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_among_many_elements_becomes_nan(which):
+    sets = [np.random.default_rng(which).normal(size=(2, 128, 2)).astype("f") for _ in range(2)]
+    sets[which][0, 127, 1] = np.nan
+    for mask in (None, jnp.ones((2, 128), bool)):
+        found = jax.jit(lambda a, b, mask: ms.chamfer_loss(a, b, target_mask=mask))(*sets, mask)
+        assert np.isnan(found[0])
+        assert np.isfinite(found[1])
