@@ -23,7 +23,7 @@ def is_traced(array: Any) -> bool:
     return isinstance(array, jax.core.Tracer)
 
 
-def _shape(name: str, array: Any) -> tuple[int, ...]:
+def _shape(name: str, array: Any) -> tuple[Any, ...]:  # Not always integers: jax.export.
     if isinstance(array, list | tuple):
         kind = type(array).__name__
         raise TypeError(f"{name}: expected an array, got a {kind}; jnp.asarray makes one of it")
