@@ -9,8 +9,8 @@
 # such as idspn-averaged-s0.
 #
 # 5,000 steps took 0.9 to 2.2 hours on one core, with 5 inner steps 1; to score a run then takes
-# half an hour. 50,000 take ten times that. All of it is some three days of one core. The steps of the
-# baselines are a guess at equal processor time, to be set by the first runs.
+# half an hour. 50,000 take ten times that. All of it is some three days of one core. The steps of
+# the baselines are a guess at equal processor time, to be set by the first runs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 MSDSPN=${MSDSPN:-msdspn}
