@@ -166,18 +166,20 @@ class SetLoss:
         invalid = jnp.any(assignment == INVALID, 1)
         # Of such a set every pair, so that not only the loss but also its gradient is NaN.
         matched |= invalid[:, None, None]
-        total = jnp.zeros(len(costs.match), costs.match.dtype)
+        # The sum of many numbers of 16 bits may be too large for their type, where the mean is not.
+        wide = jnp.promote_types(costs.match.dtype, jnp.float32)
+        total = jnp.zeros(len(costs.match), wide)
         for term in costs.terms:
             # Selected, not multiplied: what is not matched may be infinite.
-            value = jnp.sum(jnp.where(matched, term.pair, 0), (1, 2))
-            weight = pairs.astype(value.dtype)
+            value = jnp.sum(jnp.where(matched, term.pair, 0), (1, 2), wide)
+            weight = pairs.astype(wide)
             if term.alone is not None:
-                value += term.alone_weight * jnp.sum(jnp.where(alone, term.alone, 0), 1)
+                value += term.alone_weight * jnp.sum(jnp.where(alone, term.alone, 0), 1, wide)
                 weight += term.alone_weight * jnp.sum(alone, 1)
             if self.normalise == "batch":
                 weight = jnp.broadcast_to(jnp.mean(weight), weight.shape)
             total += value / jnp.where(weight > 0, weight, 1)
-        return total * jnp.where(invalid, jnp.nan, 1)
+        return (total * jnp.where(invalid, jnp.nan, 1)).astype(costs.match.dtype)
 
     def assign(
         self,
@@ -297,7 +299,7 @@ def iou(
         (1.0, 0.5)
     """
     boxes, others, dtype = _widened(boxes, others)
-    inside, union = _overlap(boxes, others)
+    inside, union, _ = _areas(boxes, others)
     return _ratio(inside, union).astype(dtype)
 
 
@@ -324,9 +326,7 @@ def generalised_iou(
         (1.0, 0.0)
     """
     boxes, others, dtype = _widened(boxes, others)
-    (low, high), (other_low, other_high) = _corners(boxes), _corners(others)
-    inside, union = _overlap(boxes, others)
-    around = _area(jnp.minimum(low, other_low), jnp.maximum(high, other_high))
+    inside, union, around = _areas(boxes, others)
     return (_ratio(inside, union) - _ratio(around - union, around)).astype(dtype)
 
 
@@ -343,20 +343,19 @@ def _widened(boxes, others):
     return boxes.astype(wide), others.astype(wide), dtype if floating else wide
 
 
-def _overlap(boxes, others):
-    """The area that boxes share, and the area of their union."""
-    (low, high), (other_low, other_high) = _corners(boxes), _corners(others)
-    inside = _area(jnp.maximum(low, other_low), jnp.minimum(high, other_high))
-    return inside, _area(low, high) + _area(other_low, other_high) - inside
+def _areas(boxes, others):
+    """The areas of what two boxes share, of their union, and of the smallest box around both.
 
-
-def _corners(boxes):
-    half = jnp.maximum(boxes[..., 2:], 0) / 2
-    return boxes[..., :2] - half, boxes[..., :2] + half
-
-
-def _area(low, high):
-    return jnp.prod(jnp.maximum(high - low, 0), axis=-1)
+    From the distance of their centres: corners of boxes far from the origin would round to a grid
+    that may be coarser than the boxes.
+    """
+    size, other_size = jnp.maximum(boxes[..., 2:], 0), jnp.maximum(others[..., 2:], 0)
+    apart = jnp.abs(boxes[..., :2] - others[..., :2])
+    reach = (size + other_size) / 2
+    inside = jnp.minimum(jnp.minimum(size, other_size), reach - apart)
+    inside = jnp.prod(jnp.maximum(inside, 0), -1)
+    around = jnp.prod(jnp.maximum(jnp.maximum(size, other_size), reach + apart), -1)
+    return inside, jnp.prod(size, -1) + jnp.prod(other_size, -1) - inside, around
 
 
 def _ratio(a, b):

@@ -548,21 +548,26 @@ def clip_per_set(grads: Float[Array, "batch n d"], max_norm: float) -> Float[Arr
     return (grads * jnp.minimum(1, max_norm / (norm + 1e-6))).astype(grads.dtype)
 
 
+# What other libraries and the authors' code call it, and versions before 0.2 did.
+_ELSEWHERE = {
+    "adjoint": ("gradient", "implicit_diff", "backward", "unroll", "b_solver"),
+    "num_steps": ("maxiter", "max_steps", "max_iter", "f_max_iter", "decoder_iters"),
+    "tolerance": ("tol", "atol", "rtol", "f_tol"),
+    "max_grad_norm": ("grad_clip", "max_norm", "max_inner_grad_norm"),
+    "optimizer": ("solver", "f_solver"),
+    "optimizer=nesterov(step_size, momentum)": ("step_size", "stepsize", "learning_rate", "lr",
+                                                "momentum", "decoder_lr", "decoder_momentum"),
+}  # fmt: skip
+
+
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
-    if "gradient" in arguments:
-        raise TypeError("gradient: expected the argument adjoint, its name since version 0.2, got "
-                        f"gradient={arguments['gradient']!r}")  # fmt: skip
-    if {"step_size", "learning_rate", "momentum"} & arguments.keys():
-        name = next(iter(arguments))
-        raise TypeError(f"{name}: expected within optimizer=nesterov(step_size, momentum), got "
-                        f"{name}={arguments[name]!r}")  # fmt: skip
-    if arguments:
-        name, value = next(iter(arguments.items()))
-        known = [x for x in inspect.signature(minimise).parameters if x != "unknown"]
-        raise TypeError(
-            f"{name}: expected one of {', '.join(known)}, the arguments of minimise(), got "
-            f"{name}={value!r}"
-        )
+    for name, value in arguments.items():
+        names = [x for x in inspect.signature(minimise).parameters if x != "unknown"]
+        expected = f"one of {', '.join(names)}, the arguments of minimise()"
+        for own, others in _ELSEWHERE.items():
+            if name in others:
+                expected = f"{own}, the name here"
+        raise TypeError(f"{name}: expected {expected}, got {name}={value!r}")
 
 
 def _check_projection(projection, initial_sets):

@@ -227,6 +227,22 @@ def test_boxes_of_16_bits_in_pixels():
     np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
+def test_boxes_smaller_than_the_spacing_of_floats_at_their_place():
+    box = jnp.array([1e5, 1e5, 1e-3, 1e-3])
+    assert ms.iou(box, box) == ms.generalised_iou(box, box) == 1
+    assert ms.iou(box, box * jnp.array([1, 1, 2, 1])) == pytest.approx(1 / 2)
+    assert ms.generalised_iou(box, box + jnp.eye(4)[0]) < -0.7
+
+
+@pytest.mark.parametrize("normalise", ["set", "batch"])
+def test_sums_of_16_bits_stay_in_range(normalise):
+    values = jnp.full((2, 300, 1), 400.0, jnp.float16)
+    loss = ms.set_loss(cost=lambda y, t: jnp.abs(y - t.mT), normalise=normalise)
+    found = loss(values, jnp.zeros_like(values))
+    assert found.dtype == jnp.float16
+    assert found.tolist() == [400, 400]
+
+
 @pytest.mark.usefixtures("without_hook")
 def test_boxes_in_whole_pixels_are_numbers_like_others():
     boxes, others = np.array([10, 10, 10, 10]), np.array([15, 10, 10, 10])
