@@ -78,6 +78,7 @@ from msdspn_jax.models.set_predictor import (
     set_autoencoder,
 )
 from msdspn_jax.pooling import continuous_weight, fspool, mean_pool, sum_pool
+from msdspn_jax.products import bfloat16_dot_general
 from msdspn_jax.projections import simplex
 from msdspn_jax.ranks import stable_ranks
 from msdspn_jax.set_encoder import SetEncoder
@@ -119,6 +120,7 @@ __all__ = [
     "assign",
     "assign_bottleneck",
     "average_precision",
+    "bfloat16_dot_general",
     "box_cost",
     "chamfer_loss",
     "check_equivariance",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from msdspn_jax import _check, pooling
 from msdspn_jax._check import AnyArray
 
+DotGeneral = Callable[..., jax.Array]
 POOLS = ("fspool", "continuous_fspool", "sum", "mean")
 
 
@@ -38,6 +41,7 @@ class _Linear(nn.Module):
     features: int
     fan_in: int
     dtype: jnp.dtype | None = None
+    dot_general: DotGeneral | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -45,7 +49,8 @@ class _Linear(nn.Module):
         kernel = self.param("kernel", init, (self.fan_in, self.features))
         bias = self.param("bias", init, (self.features,))
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        return inputs @ kernel, bias
+        dot_general, last = self.dot_general or lax.dot_general, inputs.ndim - 1
+        return dot_general(inputs, kernel, (((last,), (0,)), ((), ()))), bias
 
 
 class SetEncoder(nn.Module):
@@ -67,6 +72,8 @@ class SetEncoder(nn.Module):
         num_knots: knots of the piecewise-linear weights of "continuous_fspool".
         rank_method: how FSPool finds ranks, see `stable_ranks`.
         dtype: dtype of the computation; parameters stay as they are.
+        dot_general: how linear layers multiply, by default `jax.lax.dot_general`; for example
+            `bfloat16_dot_general`.
 
     Shapes: sets [batch, n, d] and mask [batch, n] → [batch, latent_dim].
 
@@ -84,6 +91,7 @@ class SetEncoder(nn.Module):
     num_knots: int = 20
     rank_method: str = "auto"
     dtype: jnp.dtype | None = None
+    dot_general: DotGeneral | None = None
 
     @nn.compact
     def __call__(
@@ -104,11 +112,12 @@ class SetEncoder(nn.Module):
         if self.pool == "continuous_fspool":
             _check.require_positive("num_knots", self.num_knots)
 
+        how: Any = {"dtype": self.dtype, "dot_general": self.dot_general}
         if self.relational:
             hidden, mask = self._pairs(sets, mask)
         else:
-            hidden = dense(self.hidden_dim, sets.shape[-1], name="hidden", dtype=self.dtype)(sets)
-        output = _Linear(self.latent_dim, self.hidden_dim, name="output", dtype=self.dtype)
+            hidden = dense(self.hidden_dim, sets.shape[-1], name="hidden", **how)(sets)
+        output = _Linear(self.latent_dim, self.hidden_dim, name="output", **how)
         features, bias = output(nn.relu(hidden))
         return self._pool(features, bias, mask)
 

@@ -18,7 +18,7 @@ _closures _cores _files _markdown _options _progress _memory _varying
 _cache
 ranks
 pooling projections energy acceleration
-set_encoder
+products set_encoder
 adjoints
 descent
 step_size

@@ -13,9 +13,12 @@ import optax
 from msdspn_jax import _check
 from msdspn_jax.adjoints import Adjoint, Projection, identity, parse_adjoint, unrolled
 from msdspn_jax.descent import nesterov
+from msdspn_jax.products import bfloat16_dot_general
 from msdspn_jax.projections import simplex
+from msdspn_jax.set_encoder import DotGeneral
 
 Pool = Literal["fspool", "continuous_fspool", "relation", "sum", "mean"]
+PRODUCTS: dict[str, DotGeneral | None] = {"float32": None, "bfloat16": bfloat16_dot_general}
 PROJECTIONS: dict[str, Projection | None] = {"none": None, "simplex": simplex}
 
 ENERGY_MODELS = ("idspn", "dspn")
@@ -61,6 +64,9 @@ class Inner:
     """How the energy's set encoder pools over elements; continuous_fspool: fspool with weights for
     relative positions, for sets of varying size; relation: over all pairs of elements, then fspool;
     sum and mean are merely set-equivariant."""
+    products: Literal["float32", "bfloat16"] | None = None
+    """What the energy's set encoder multiplies. bfloat16: numbers rounded to it, with sums in
+    float32 (`bfloat16_dot_general`); twice as fast or more on hardware that can."""
     proximity: float | None = None
     """Weight of the energy's pull towards the initial set."""
     tolerance: float | None = None
@@ -87,6 +93,8 @@ class Inner:
             _check.require_choice("projection", self.projection, PROJECTIONS)
         if self.pool is not None:
             _check.require_choice("pool", self.pool, Pool.__args__)
+        if self.products is not None:
+            _check.require_choice("products", self.products, PRODUCTS)
 
     def or_else(self, other: Inner) -> Inner:
         """These settings, and those of ``other`` where these say None."""
@@ -108,6 +116,11 @@ class Inner:
         """The pool of a set encoder: "relation" pools pairs, and does so by "fspool"."""
         assert self.pool is not None
         return "fspool" if self.pool == "relation" else self.pool
+
+    @property
+    def dot_general(self) -> DotGeneral | None:
+        """The products of a set encoder, as its attribute of this name."""
+        return PRODUCTS[self.products or "float32"]
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser of the minimisation; equal settings give the same object, as `nesterov`."""
@@ -141,6 +154,7 @@ DEFAULTS = Inner(
     projection="none",
     adjoint=identity(),
     pool="fspool",
+    products="float32",
     proximity=0.1,
     eval_num_starts=1,
 )

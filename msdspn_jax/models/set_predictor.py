@@ -198,6 +198,7 @@ class SetDecoder(nn.Module):
             pool=inner.set_pool,
             relational=inner.pool == "relation",
             rank_method=self.rank_method,
+            dot_general=inner.dot_general,
             parent=None,
         )
 
@@ -282,8 +283,8 @@ def set_autoencoder(
         set_dim: d.
         hidden_dim: width of both set encoders.
         latent_dim: width of z.
-        inner: the settings of the inner minimisation. Both set encoders use its pool; where that is
-            "relation", the input encoder uses "fspool".
+        inner: the settings of the inner minimisation. Both set encoders use its pool (where that is
+            "relation", the input encoder uses "fspool") and its products.
         **decoder_options: further attributes of `SetDecoder`.
 
     Example:
@@ -292,7 +293,9 @@ def set_autoencoder(
         >>> model.apply(model.init(jax.random.key(0), sets), sets).sets.shape
         (1, 4, 2)
     """
-    pool = inner.or_else(DEFAULTS).set_pool
-    encoder = SetEncoder(hidden_dim, latent_dim, set_size, pool=pool)
+    how = inner.or_else(DEFAULTS)
+    encoder = SetEncoder(
+        hidden_dim, latent_dim, set_size, pool=how.set_pool, dot_general=how.dot_general
+    )
     decoder = SetDecoder(set_size, set_dim, hidden_dim, inner=inner, **decoder_options)
     return SetPredictor(encoder=encoder, decoder=decoder)

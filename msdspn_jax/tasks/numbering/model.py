@@ -57,12 +57,10 @@ def build_model(config: Config) -> NumberingModel:
 
 def _minimising(config: Config) -> NumberingModel:
     """DSPN and iDSPN: from noise, descend an energy that sees the input beside the output."""
-    n = config.set_size
+    n, inner = config.set_size, config.resolved_inner()
     predictor = SetPredictor(
-        encoder=SetEncoder(config.hidden_dim, config.latent_dim, n),
-        decoder=SetDecoder(
-            n, n, config.hidden_dim, inner=config.resolved_inner(), initial_set="random"
-        ),
+        encoder=SetEncoder(config.hidden_dim, config.latent_dim, n, dot_general=inner.dot_general),
+        decoder=SetDecoder(n, n, config.hidden_dim, inner=inner, initial_set="random"),
         condition_on_inputs=True,
     )
 

@@ -70,7 +70,7 @@ class Predictor:
             pool = inner.pool or "fspool"
             encoder = SetEncoder(
                 c.hidden_dim, c.latent_dim, form.input_shape[0],
-                pool="fspool" if pool == "relation" else pool,
+                pool="fspool" if pool == "relation" else pool, dot_general=inner.dot_general,
             )  # fmt: skip
         else:
             encoder = _MLP(c.hidden_dim, c.latent_dim)
