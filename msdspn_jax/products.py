@@ -19,15 +19,15 @@ from msdspn_jax._varying import vary_like
 
 
 def bfloat16_dot_general(
-    lhs: Float[AnyArray, ...],
-    rhs: Float[AnyArray, ...],
+    lhs: Float[AnyArray, "*left"],
+    rhs: Float[AnyArray, "*right"],
     dimension_numbers: tuple[
         tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]
     ],
     precision: Any = None,
     preferred_element_type: Any = None,
     **options: Any,
-) -> Float[Array, ...]:
+) -> Float[Array, "*product"]:
     """`jax.lax.dot_general` of operands rounded to bfloat16, with sums and results in float32.
 
     For layers of flax, and for `SetEncoder`, by their attribute ``dot_general``. Hardware with
@@ -56,7 +56,6 @@ def bfloat16_dot_general(
         >>> third = jnp.ones((1, 3)) / 3
         >>> bfloat16_dot_general(third, jnp.ones((3, 1)), (((1,), (0,)), ((), ()))).item()
         1.001953125
-        >>> encoder = flax.linen.Dense(8, dot_general=bfloat16_dot_general)
     """
     del precision, preferred_element_type
     for name, value in options.items():
@@ -136,7 +135,7 @@ def _abstract(x, y, *, labels):
     return jax.make_jaxpr(lambda x, y: _product(x, y, labels=labels))(x, y).out_avals[0]
 
 
-_product_p.def_impl(jax.jit(_product, static_argnames="labels"))
+_product_p.def_impl(jax.jit(_product_p.bind, static_argnames="labels"))
 _product_p.def_abstract_eval(_abstract)
 ad.defbilinear(_product_p, _to_x, _to_y)
 batching.primitive_batchers[_product_p] = _batched

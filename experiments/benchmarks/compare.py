@@ -10,7 +10,8 @@ seconds are kept beside wall-clock seconds: on a machine shared with others they
 the two. The rows go to results/peers.json, of which report.py makes the page's tables.
 
 `--solvers` times other things: the solvers of jaxopt and Optimistix with our pooling in their
-energy, beside ours with two adjoints. Its rows go to results/solvers.json.
+energy, beside ours with two adjoints. Its rows go to results/solvers.json. `--products` times our
+set decoder with products of float32 and of bfloat16; its rows go to results/products.json.
 """
 
 import argparse
@@ -29,13 +30,15 @@ from msdspn_jax.bench.encoder import ENCODER_CASES
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "peers.json"
 SOLVER_RESULTS = RESULTS.with_name("solvers.json")
+PRODUCT_RESULTS = RESULTS.with_name("products.json")
 CPUINFO = Path("/proc/cpuinfo")
 # Emulated in software it is slower than float32 by far.
 HAS_BFLOAT16 = CPUINFO.exists() and {"avx512_bf16", "amx_bf16"} & set(CPUINFO.read_text().split())
 TORCH = ("torch", "torch-compiled") + ("torch-bfloat16",) * bool(HAS_BFLOAT16)
 PEERS = ("ours", *TORCH, "torchdeq", "jax-sort-unrolled", "jaxopt", "optimistix")
 SOLVERS = ("ours", "ours-cg", "jaxopt-fspool", "optimistix-fspool")
-WHAT = dict.fromkeys((*PEERS, *SOLVERS), ("forward", "step")) | {
+PRODUCTS = ("ours", "ours-bfloat16")
+WHAT = dict.fromkeys((*PEERS, *SOLVERS, *PRODUCTS), ("forward", "step")) | {
     "ours": ("forward", "step", "product")
 }
 PRODUCT_FLOPS = 2 * 4096 * 512**2
@@ -118,14 +121,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch")
     parser.add_argument("--cases", help="some of " + ",".join(SETTINGS))
-    parser.add_argument("--peers", help="some of " + ",".join((*PEERS, *SOLVERS[1:])))
+    parser.add_argument("--peers", help="some of " + ",".join(WHAT))
     parser.add_argument("--solvers", action="store_true", help="the solvers with our pooling")
+    parser.add_argument("--products", action="store_true", help="ours, in float32 and bfloat16")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    cases = [name for name in LAYERS if name != "numbering"] if options.solvers else SETTINGS
-    every = SOLVERS if options.solvers else PEERS
-    output = options.output or (SOLVER_RESULTS if options.solvers else RESULTS)
+    cases, every, output = SETTINGS, PEERS, RESULTS
+    if options.solvers:
+        cases = [name for name in LAYERS if name != "numbering"]
+        every, output = SOLVERS, SOLVER_RESULTS
+    if options.products:
+        cases, every, output = LAYERS, PRODUCTS, PRODUCT_RESULTS
+    output = options.output or output
     for name in options.cases.split(",") if options.cases else cases:
         asked = options.peers.split(",") if options.peers else every
         peers = [peer for peer in asked if _fits(peer, name)]

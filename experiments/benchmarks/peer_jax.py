@@ -1,7 +1,8 @@
 """Ours, and the same layer in plain JAX (`jnp.sort`, unrolled), with jaxopt and with Optimistix.
 
 These two have an encoder with `jnp.sort` as well, or, as "jaxopt-fspool" and "optimistix-fspool",
-our pooling. "ours-cg" is ours with as many conjugate gradients on the way back as jaxopt takes.
+our pooling. "ours-cg" is ours with as many conjugate gradients on the way back as jaxopt takes,
+"ours-bfloat16" with products of bfloat16.
 
 Run by compare.py; the protocol is that of peer_torch.py.
 """
@@ -118,7 +119,8 @@ def pool(n, sort):
 def decode(case, peer):
     """The set decoder of a case, ours or by another library."""
     adjoint = ms.conjugate_gradient(CG_STEPS) if peer == "ours-cg" else None
-    layer = benchmarks.build_layer(case, adjoint=adjoint)
+    products = "bfloat16" if peer == "ours-bfloat16" else "float32"
+    layer = benchmarks.build_layer(case, adjoint=adjoint, products=products)
     forward, training_step = layer.forward, layer.training_step
     if not peer.startswith("ours"):
         solver = peer.removesuffix("-fspool")

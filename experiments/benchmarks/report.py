@@ -84,6 +84,20 @@ def solvers(rows):
     return _markdown.table(["case", "ours, `identity()`, s", *SOLVERS.values()], lines)
 
 
+def products(rows):
+    """Seconds with products of float32 and of bfloat16, forward pass and training step."""
+    lines = []
+    for name in dict.fromkeys(row["case"] for row in rows):
+        line, times = [name], []
+        for peer in compare.PRODUCTS:
+            row = of_case(rows, name)[peer]
+            times.append([row[f"{what}_wall_seconds"] for what in ("forward", "step")])
+            line.append(" / ".join(f"{value:.3f}" for value in times[-1]))
+        gains = [wide / narrow for wide, narrow in zip(*times, strict=True)]
+        lines.append([*line, " / ".join(f"{gain:.2f}" for gain in gains)])
+    return _markdown.table(["case", "float32, s", "bfloat16, s", "times as fast"], lines)
+
+
 def encoders(rows):
     head = ["case", "ours", "share of the product rate, %"]
     measured = {row["peer"] for row in rows if row["case"] in compare.ENCODERS}
@@ -163,6 +177,7 @@ def main():
     tables = {
         "decoders": decoders(peers),
         "solvers": solvers(read("solvers")),
+        "products": products(read("products")),
         "encoders": encoders(peers),
         "pools": pools(peers),
         "matching": matchings(read("matching")),

@@ -11,6 +11,7 @@ HERE=experiments/benchmarks
 
 $PYTHON $HERE/compare.py --torch-python "$1"
 $PYTHON $HERE/compare.py --torch-python "$1" --solvers
+$PYTHON $HERE/compare.py --products
 $PYTHON -m msdspn_command bench matching --json | grep -v tiny |
   $PYTHON -c 'import json, sys; print(json.dumps([json.loads(x) for x in sys.stdin], indent=1))' \
   > $HERE/results/matching.json

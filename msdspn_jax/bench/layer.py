@@ -23,7 +23,7 @@ from msdspn_jax._cores import compiler_options
 from msdspn_jax.adjoints import Adjoint, parse_adjoint
 from msdspn_jax.errors import UserError
 from msdspn_jax.matching import assignment as matching
-from msdspn_jax.models.inner import Inner
+from msdspn_jax.models.inner import PRODUCTS, Inner, Products
 from msdspn_jax.models.set_predictor import SetDecoder, SetPredictor
 from msdspn_jax.set_encoder import SetEncoder
 
@@ -87,12 +87,22 @@ class Layer:
 
 
 def build_layer(
-    case: LayerCase, *, adjoint: Adjoint | None = None, rank_method: str = "auto"
+    case: LayerCase,
+    *,
+    adjoint: Adjoint | None = None,
+    rank_method: str = "auto",
+    products: Products = "float32",
 ) -> Layer:
     """Random parameters, inputs and output cotangent for a case."""
     numbering = case.classes is not None
     model = SetPredictor(
-        encoder=SetEncoder(case.width, case.width, case.n, rank_method=rank_method),
+        encoder=SetEncoder(
+            case.width,
+            case.width,
+            case.n,
+            rank_method=rank_method,
+            dot_general=PRODUCTS[products],
+        ),
         decoder=SetDecoder(
             case.n,
             case.d,
@@ -102,6 +112,7 @@ def build_layer(
                 momentum=case.momentum,
                 max_grad_norm=case.max_grad_norm,
                 adjoint=adjoint,
+                products=products,
                 proximity=0.0 if numbering else 0.1,
                 projection="simplex" if numbering else "none",
             ),

@@ -18,6 +18,7 @@ from msdspn_jax.projections import simplex
 from msdspn_jax.set_encoder import DotGeneral
 
 Pool = Literal["fspool", "continuous_fspool", "relation", "sum", "mean"]
+Products = Literal["float32", "bfloat16"]
 PRODUCTS: dict[str, DotGeneral | None] = {"float32": None, "bfloat16": bfloat16_dot_general}
 PROJECTIONS: dict[str, Projection | None] = {"none": None, "simplex": simplex}
 
@@ -64,7 +65,7 @@ class Inner:
     """How the energy's set encoder pools over elements; continuous_fspool: fspool with weights for
     relative positions, for sets of varying size; relation: over all pairs of elements, then fspool;
     sum and mean are merely set-equivariant."""
-    products: Literal["float32", "bfloat16"] | None = None
+    products: Products | None = None
     """What the energy's set encoder multiplies. bfloat16: numbers rounded to it, with sums in
     float32 (`bfloat16_dot_general`); twice as fast or more on hardware that can."""
     proximity: float | None = None
