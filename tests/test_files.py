@@ -1,5 +1,6 @@
 """Files are written whole or not at all, whatever lies in the way."""
 
+import json
 import os
 import stat
 import tempfile
@@ -91,3 +92,9 @@ def test_figures_are_written_whole(tmp_path):
     plots.save(figure, tmp_path / "new" / "a.png", tight=True)
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_json_has_no_nan():
+    record = {"a": [1.5, float("nan")], "b": (float("inf"), {"c": -float("inf")}), "d": "NaN"}
+    found = json.loads(_files.as_json(record))
+    assert found == {"a": [1.5, None], "b": [None, {"c": None}], "d": "NaN"}

@@ -189,7 +189,7 @@ def _fill_cache(
                     raise
                 entry: dict[str, Any] = {"file_names": [r["file_name"] for r in records]}
                 for name, key in (("images", "image"), ("objects", "objects")):
-                    data = np.stack([r[key] for r in records]).tobytes()
+                    data = _as_kept(name, [r[key] for r in records], identity).tobytes()
                     file, header = files[name]
                     file.seek(header + start * (len(data) // len(records)))
                     file.write(data)
@@ -208,6 +208,20 @@ def _fill_cache(
             os.replace(partial, folder / f"{name}.npy")
     write_text(folder / "manifest.json", json.dumps({"identity": identity, "chunks": chunks}))
     journal.unlink(missing_ok=True)
+
+
+def _as_kept(name: str, arrays: list[np.ndarray], identity: dict[str, Any]) -> np.ndarray:
+    """Arrays of some records as one, of the shape and dtype that the file has."""
+    shape, dtype = _arrays_of(identity)[name]
+    for array in arrays:
+        # Objects may be of any floats; of float images it is not known what white is.
+        kind = np.floating if name == "objects" else dtype
+        if array.shape != shape[1:] or not np.issubdtype(array.dtype, kind):
+            raise UserError(
+                f"source: expected {name} of shape {shape[1:]} and {np.dtype(dtype)}, got shape "
+                f"{array.shape} and {array.dtype}"
+            )
+    return np.stack(arrays).astype(dtype)
 
 
 def _arrays_of(identity: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], type]]:

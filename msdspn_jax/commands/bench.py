@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from msdspn_jax._files import as_json
 from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     for case in chosen:
         result = measure(case, command.repeat)
         if command.json:
-            print(json.dumps(result), flush=True)
+            print(as_json(result), flush=True)
         else:
             _show(result)
     return 0

@@ -109,6 +109,8 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
             first = (str(error).strip() or "MemoryError").splitlines()[0][:200]
             raise UserError(f"out of memory: {first}") from error
     found = {split: summarise(of) for split, of in scores.items()}
+    # Before anything that may fail: to score takes long.
+    _show(folder, run.step, found, len(run.variables))
     with as_user_error(folder / ("decodings.json" if decoding else "evaluation.json")):
         if decoding:
             write_decoding(folder, run.step, decoding, scores)
@@ -117,7 +119,6 @@ def evaluate(folder: Path, options: Evaluate) -> dict[str, dict[str, float]]:
     if options.figures and not decoding and run.task.figures is not None:
         (folder / "figures").mkdir(exist_ok=True)
         run.task.figures(run.variables[0], folder / "figures")
-    _show(folder, run.step, found, len(run.variables))
     return found
 
 

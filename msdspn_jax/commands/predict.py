@@ -149,6 +149,9 @@ class Predict:
             **predictor.facts,
         }
         content: dict[str, Any] = {"info": info, "scenes": entries}
+        if self.out is not None:
+            with as_user_error(self.out):
+                (self.out / "scores.json").unlink(missing_ok=True)  # Of what is replaced now.
         self._write("predictions.json", content)
         _list(entries, self._say)
         if truth is not None:

@@ -83,6 +83,8 @@ class Render:
         with as_user_error(self.out):
             # Before the first image is rendered: whether there can be any.
             scenes_file.parent.mkdir(parents=True, exist_ok=True)
+            # Else, if stopped before the end, new images would have the old scenes.
+            scenes_file.unlink(missing_ok=True)
             entries = self._write(batches, image_folder)
             info = {"split": self.split, "license": "", "version": "msdspn_jax", "date": ""}
             write_text(scenes_file, json.dumps({"info": info, "scenes": entries}))

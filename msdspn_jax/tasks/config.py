@@ -49,6 +49,7 @@ class TaskConfig(TrainConfig):
             reasons["inner"] = f"the model {self.model}"
         if getattr(self, "fresh", False):
             reasons |= dict.fromkeys(("train_size", "images_on"), "--fresh")
+        reasons |= self.idle()
         default = {f.name: f.default for f in dataclasses.fields(self)}
         straight = self.inner.adjoint == identity(straight_through=True)
         idle = straight and self.minimises and self.resolved_inner().projection == "none"
@@ -58,6 +59,10 @@ class TaskConfig(TrainConfig):
             for name, reason in reasons.items()
             if name in default and getattr(self, name) != default[name]
         ]
+
+    def idle(self) -> dict[str, str]:
+        """Fields that other flags leave without effect, and by which flag."""
+        return {}
 
     def resolved_inner(self) -> Inner:
         """The inner minimisation, as published where nothing else is said."""

@@ -179,7 +179,9 @@ def _best_threshold(score: np.ndarray, right: np.ndarray, num_objects: int) -> f
     order = np.argsort(-score, kind="stable")
     shown = np.arange(1, len(score) + 1)
     f1 = 2 * np.cumsum(right[order]) / (shown + num_objects)
-    best = int(f1.argmax())
+    # A threshold shows all elements of one score or none.
+    ends = np.append(np.diff(score[order]) != 0, True)
+    best = int(np.where(ends, f1, -1).argmax())
     after = score[order[best + 1]] if best + 1 < len(score) else 0.0
     return float((score[order[best]] + after) / 2)
 

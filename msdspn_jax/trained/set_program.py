@@ -51,7 +51,9 @@ sets = np.concatenate([np.asarray(predict(*batch)) for batch in batches])
 found = {"names": np.array(settings["names"])}
 if settings["presence"]:
     found["presence"], sets = sets[..., -1], sets[..., :-1]
-mask = found.get("presence", np.ones(sets.shape[:2])) > settings["threshold"]
+mask = np.repeat(np.isfinite(sets).all((1, 2))[:, None], sets.shape[1], 1)
+if settings["presence"]:
+    mask &= found["presence"] > settings["threshold"]
 np.savez(sys.argv[3], sets=sets, mask=mask, **found)
 """
 

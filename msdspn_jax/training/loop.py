@@ -325,6 +325,8 @@ class _Trainer:
             raise UserError(
                 f"monitor: expected a metric that evaluate returns, {', '.join(scores)}, got {name}"
             )
+        for taken in {"step", "split"} & scores.keys():
+            raise UserError(f"evaluate: expected no metric called {taken!r}, a field of the log")
         values = summarise(scores)
         self.metrics = values
         self.logger.metrics(self.step, "val", values)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from msdspn_jax._files import waiting_for, write_text
+from msdspn_jax._files import as_json, waiting_for, write_text
 from msdspn_jax.errors import UserError
 from msdspn_jax.training.checkpoints import newest_record, steps_in
 from msdspn_jax.training.config import TrainConfig, as_flags, from_dict
@@ -208,7 +208,7 @@ def truncate_metrics(folder: Path, step: int) -> None:
 def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
     """What `write_evaluation` wrote last: step, checkpoint, metrics by split; None if nothing."""
     try:
-        record = _read_json(Path(folder) / "evaluation.json")
+        record = read_json(Path(folder) / "evaluation.json")
         if not all(isinstance(x, dict) for x in (record, *record["metrics"].values())):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
@@ -241,7 +241,7 @@ def read_decodings(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / "decodings.json"
     try:
-        records = _read_json(path)
+        records = read_json(path)
         if not all(record["step"] >= 0 and record["inner"] for record in records):
             raise ValueError("a record without settings")
         if not all(record["metrics"] for record in records):
@@ -278,20 +278,11 @@ def write_decoding(
 
 
 def _write_json(path: Path, record: Any) -> None:
-    """Numbers that are not finite become null: JSON has no NaN."""
-
-    def finite(value):
-        if isinstance(value, dict):
-            return {k: finite(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [finite(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    write_text(path, json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+    write_text(path, as_json(record, indent=1) + "\n")
 
 
-def _read_json(path: Path) -> Any:
-    """What `_write_json` wrote, with NaN where a metric is null."""
+def read_json(path: Path) -> Any:
+    """What `as_json` wrote of dictionaries, with NaN where a number is null."""
 
     def number(value):
         if isinstance(value, list):

@@ -195,3 +195,22 @@ def test_command_prepares_both_kinds(archive, tfds_folder, tmp_path, capsys):
         by_name.append({record["file_name"]: record for record in cache})
     for name, record in by_name[0].items():
         assert_same_record(record, by_name[1][name])
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("image", np.float32, "source: expected images of shape .* and uint8, got .* float32"),
+        ("objects", np.int32, "source: expected objects of shape .* and float32, got .* int32"),
+    ],
+)
+def test_a_source_of_another_dtype_is_refused(key, change, words):
+    array = np.zeros({"image": (8, 8, 3), "objects": (10, 19)}[key], change)
+    with pytest.raises(UserError, match=words):
+        cache._as_kept({"image": "images"}.get(key, key), [array], {"num": 1, "size": 8})
+
+
+def test_objects_of_wider_floats_are_kept_in_32_bits():
+    kept = cache._as_kept("objects", [np.full((10, 19), 0.5)], {"num": 1, "size": 8})
+    assert kept.dtype == np.float32
+    assert (kept == 0.5).all()

@@ -7,6 +7,7 @@ from PIL import Image
 
 from msdspn_jax import cli, tasks
 from msdspn_jax.clevr.files import ClevrFolder
+from msdspn_jax.errors import UserError
 
 BLENDER = pathlib.Path(__file__).parents[1] / "data" / "clevr_blender" / "CLEVR_calib_scenes.json"
 
@@ -37,6 +38,19 @@ def test_fresh_scenes_are_a_clevr_folder_and_render_again(tmp_path, capsys):
     assert run("--scenes", scenes, *small, "--split", "val", "--out", tmp_path / "b") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert "camera" in json.loads(scenes.read_text())["scenes"][0]
+
+
+def test_stopped_while_it_writes_over_others_there_is_no_data(tmp_path, monkeypatch):
+    small = ("--size", 16, "--quality", "fast", "--num", 2, "--out", tmp_path)
+    assert run("--seed", 0, *small) == 0
+    monkeypatch.setattr("PIL.Image.Image.save", interrupt)
+    assert run("--seed", 1, *small, "--overwrite") == 130
+    with pytest.raises(UserError):
+        ClevrFolder(tmp_path, "train")
+
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from msdspn_jax.tasks.clevr import scores as clevr_scores
 from msdspn_jax.tasks.clevr import task as clevr
 from msdspn_jax.trained import run as trained_runs
 from msdspn_jax.training import loop
+from msdspn_jax.training.config import Outer
 
 SIZE = 64
 INNER = Inner(num_steps=2, late_num_steps=3)
@@ -320,6 +321,31 @@ def test_scores_are_those_of_both_protocols():
         names = [f"{prefix}_{t}" for t in ("inf", "1", "0.5", "0.25", "0.125", "0.0625")]
         np.testing.assert_allclose([found[name] for name in names], expected)
     assert clevr_scores.score(objects, objects)["ap_mean"] == 1
+
+
+def test_a_prediction_that_is_not_finite_finds_nothing_and_is_counted():
+    objects = random_objects(np.random.default_rng(0), 6)
+    broken = objects.copy()
+    broken[2, 3, 0] = np.nan
+    found = clevr_scores.score(broken, objects)
+    assert found["not_finite"] == 1
+    assert found["ap_0.5"] == pytest.approx(5 / 6)
+    # Ranked last, so that the others lose nothing by it.
+    share = 1 - (objects[2, :, -1] > 0.5).sum() / (objects[..., -1] > 0.5).sum()
+    assert found["dataset_ap_0.5"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data_dir": "/photographs"}, "--data-dir: --data procedural does not use it"),
+        ({"data": "folder", "data_dir": "x", "data_seed": 3}, "--data-seed: --data folder does"),
+        ({"outer": Outer(schedule="cosine"), "rate_drop": 0.5}, "--rate-drop: --outer.schedule"),
+    ],
+)
+def test_flags_without_effect_are_said(changes, words):
+    (remark,) = clevr.Config(**changes).remarks()
+    assert words in remark
 
 
 @pytest.mark.slow

@@ -54,6 +54,14 @@ def test_the_curve_behind_the_data_is_found_and_scores_are_kept():
     np.testing.assert_allclose(jax.jit(fitted.score)(sets), scores, rtol=1e-5)
 
 
+def test_a_threshold_does_not_split_elements_of_one_score():
+    score = np.array([0.9, 0.9, 0.9, 0.2])
+    right = np.array([True, True, False, False])
+    threshold = calibration._best_threshold(score, right, 2)
+    assert 0.2 < threshold < 0.9
+    assert calibration.precision_and_recall(score, right, 2, threshold) == (2 / 3, 1)
+
+
 def test_what_cannot_be_calibrated_is_refused():
     sets, _ = sets_and_chances(10)
     for right in (np.ones((10, 10), bool), np.zeros((10, 10), bool)):

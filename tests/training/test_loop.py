@@ -584,6 +584,17 @@ def test_torn_last_line_of_metrics_is_left_out(tmp_path):
 # --- what a task may get wrong ---
 
 
+def test_a_metric_called_as_a_field_of_the_log_is_refused(tmp_path):
+    config = configured(run_dir=str(tmp_path / "run"))
+    task = training_tasks.build(config)
+
+    def evaluate(*arguments):
+        return task.evaluate(*arguments) | {"step": 7.0}
+
+    with pytest.raises(UserError, match="evaluate: expected no metric called 'step'"):
+        loop.train(dataclasses.replace(task, evaluate=evaluate), config)
+
+
 def test_a_metric_to_watch_that_there_is_not_is_refused(tmp_path):
     config = configured(run_dir=str(tmp_path / "run"))
     task = dataclasses.replace(training_tasks.build(config), monitor=("acuracy", "max"))

@@ -37,6 +37,7 @@ class Config(AutoencoderConfig):
     """
 
     experiment: ClassVar[str] = "digits"
+    fixed: ClassVar[tuple[str, ...]] = ("split_seed",)
 
     steps: int = 5_000
     """Training steps (one step: one batch)."""

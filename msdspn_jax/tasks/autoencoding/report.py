@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from msdspn_jax import _markdown
+from msdspn_jax._files import as_json
 from msdspn_jax._options import parse
 from msdspn_jax.errors import UserError
 from msdspn_jax.models.inner import published_inner
@@ -115,7 +116,7 @@ def report(argv: list[str], runs: Runs) -> int:
         out.mkdir(parents=True, exist_ok=True)
         text = tables(rows)
         (out / "grid.md").write_text(text)
-        numbers = json.dumps([row._asdict() for row in rows], indent=1)
+        numbers = as_json([row._asdict() for row in rows], indent=1)
         (out / "grid.json").write_text(numbers + "\n")
         charts(rows, out)
         learning_chart(rows, options.runs, out)

@@ -145,6 +145,15 @@ class Config(TaskConfig):
                 f" {MAX_OBJECTS}, got {self.set_size}"
             )
 
+    def idle(self) -> dict[str, str]:
+        """See `TaskConfig.idle`."""
+        drawn = ("min_objects", "max_objects", "render_quality", "data_seed")
+        procedural = self.data == "procedural"
+        found = dict.fromkeys(("data_dir",) if procedural else drawn, f"--data {self.data}")
+        if self.outer.schedule != "published":
+            found["rate_drop"] = f"--outer.schedule {self.outer.schedule}"
+        return found
+
     def published_learning_rate(self) -> float:
         """See `TrainConfig.published_learning_rate`."""
         return _RATES.get(self.model) or super().published_learning_rate()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from msdspn_jax._cores import compiler_options
+from msdspn_jax._files import as_json
 from msdspn_jax.clevr import metrics
 from msdspn_jax.clevr.objects import CLEVR_LAYOUT
 from msdspn_jax.tasks.clevr.model import Predictor
@@ -67,9 +67,17 @@ def score(
     """Average precision at every published threshold, in [0, 1].
 
     ``ap_0.125`` and so on by protocol per_image, ``ap_mean`` their mean; ``dataset_ap_0.125`` and
-    so on by protocol dataset. See `metrics.average_precision`.
+    so on by protocol dataset. See `metrics.average_precision`. A prediction that is not finite
+    finds nothing; how many there are is said by ``not_finite``, where there are any.
     """
     found: dict[str, float] = {}
+    finite = np.isfinite(prediction).all((1, 2))
+    if not finite.all():
+        found["not_finite"] = float((~finite).sum())
+        # Nowhere near an object, and ranked behind all others.
+        nothing = np.zeros_like(prediction[:1])
+        nothing[..., :3], nothing[..., -1] = 1e6, -1e6
+        prediction = np.where(finite[:, None, None], prediction, nothing)
     protocols: dict[str, metrics.Protocol] = {"ap": "per_image", "dataset_ap": "dataset"}
     for prefix, protocol in protocols.items():
         values = metrics.average_precision(prediction, objects, protocol=protocol)
@@ -122,7 +130,7 @@ def draw_figures(
             predictor, variables, images, objects, key, inner_steps=num_steps
         )
         by_steps[num_steps] = inner | score(tried, objects)
-    (folder / "inner_steps.json").write_text(json.dumps(by_steps, indent=1) + "\n")
+    (folder / "inner_steps.json").write_text(as_json(by_steps, indent=1) + "\n")
     names = [f"ap_{threshold:g}" for threshold in metrics.AP_THRESHOLDS]
     lines = {k: np.array([values[name] for name in names]) for k, values in by_steps.items()}
     figure = clevr_plots.average_precision_by_steps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from msdspn_jax import _markdown
-from msdspn_jax._files import write_text
+from msdspn_jax._files import as_json, write_text
 from msdspn_jax._options import parse
 from msdspn_jax.adjoints import identity
 from msdspn_jax.errors import UserError
@@ -31,6 +30,7 @@ from msdspn_jax.training.config import as_flags
 from msdspn_jax.training.run_folder import (
     finished_runs,
     last_decodings,
+    read_json,
     training_hours,
     validation_curve,
 )
@@ -156,7 +156,7 @@ def report(argv: list[str], runs: Runs) -> int:
     groups = group_by_problem(scores)
     text = "\n\n".join(_section(members, options.split) for members in groups.values())
     _write(out / "results.md", text)
-    _write(out / "results.json", json.dumps(_records(scores), indent=1) + "\n")
+    _write(out / "results.json", as_json(_records(scores), indent=1) + "\n")
     from msdspn_jax import plots
 
     for (set_size, num_classes), members in groups.items():
@@ -198,14 +198,14 @@ def _put_into_page(page: Path, groups: Mapping[tuple[int, int], Sequence[Scores]
 def score_run(folder: Path, split: str, runs: Runs) -> Scores:
     """Score the best checkpoint of a run on a split, or read the scores kept from the last time."""
     kept = folder / SCORES_FILE
-    every = json.loads(kept.read_text()) if kept.exists() else {}
+    every = read_json(kept) if kept.exists() else {}
     # A run may have been trained on; a record without checkpoints is as it was kept.
     if split not in every or (folder / "checkpoints").is_dir():
         run = runs.load_run(folder)
         if every.get(split, {}).get("step") != run.step:
             values = by_seed(run.task, run.step, run.variables, split, run.config.seed)
             every[split] = {"step": run.step, "values": values}
-            _write(kept, json.dumps(every, indent=1) + "\n")
+            _write(kept, as_json(every, indent=1) + "\n")
     _, config = runs.read_config(folder)
     assert isinstance(config, Config)
     return Scores(folder, config, every[split]["step"], every[split]["values"])

@@ -323,7 +323,8 @@ def _names(given: Any, targets: np.ndarray | None) -> tuple[str, ...]:
     dim = targets.shape[2]
     if given is None:
         return _numbered(dim)
-    names = tuple(map(str, np.asarray(given).tolist())) if np.ndim(given) == 1 else ()
+    words = np.asarray(given).tolist() if np.ndim(given) == 1 else ()
+    names = tuple(x.decode() if isinstance(x, bytes) else str(x) for x in words)
     if len(names) != dim or len(set(names)) != dim:
         raise ValueError(
             f"names: expected {dim} different words, one a feature of targets, got"
