@@ -41,6 +41,7 @@ PUBLISHED = {
 }
 # Other outer optimisers than the published one, Adam with one rate, as variants are called by them.
 FALLING, MUON = ", falling rate", ", Muon"
+BFLOAT16 = ", bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +88,29 @@ class Row(NamedTuple):
         With another outer optimiser the number of steps is part of what is compared.
         """
         alike = all(getattr(self, name) == value for name, value in PUBLISHED_SETTING.items())
-        alike = alike and self.variant.removesuffix(self.optimizer) in PUBLISHED
+        alike = alike and self.model in PUBLISHED
         return alike and (self.steps == PUBLISHED_STEPS or self.optimizer != "")
 
     @property
+    def products(self) -> str:
+        """The end of the variant's name if set encoders multiplied in bfloat16."""
+        return BFLOAT16 if self.variant.endswith(BFLOAT16) else ""
+
+    @property
     def optimizer(self) -> str:
-        """The end of the variant's name that says which outer optimiser; none: as published."""
-        return next((end for end in (FALLING, MUON) if self.variant.endswith(end)), "")
+        """The end of the name before it that says which outer optimiser; none: as published."""
+        name = self.variant.removesuffix(self.products)
+        return next((end for end in (FALLING, MUON) if name.endswith(end)), "")
+
+    @property
+    def model(self) -> str:
+        """The variant's name without the two."""
+        return self.variant.removesuffix(self.optimizer + self.products)
 
     @property
     def baseline(self) -> str:
-        """The variant that relative losses divide by: DSPN with momentum, same optimiser."""
-        return "DSPN, momentum" + self.optimizer
+        """The variant that relative losses divide by: DSPN with momentum, trained alike."""
+        return "DSPN, momentum" + self.optimizer + self.products
 
     def in_short(self) -> str:
         """Loss and what it cost."""
@@ -140,8 +152,10 @@ def variant_of(config: AutoencoderConfig) -> str:
         name += f", {inner.pool} pool"
     name += ", momentum" if inner.momentum else ""
     if config.outer.optimizer == "muon":
-        return name + MUON
-    return name + (FALLING if config.outer.schedule in ("cosine", "linear") else "")
+        name += MUON
+    elif config.outer.schedule in ("cosine", "linear"):
+        name += FALLING
+    return name + (BFLOAT16 if inner.products == "bfloat16" else "")
 
 
 def collect(folder: Path, runs: Runs) -> list[Row]:
@@ -382,9 +396,9 @@ def charts(rows: Sequence[Row], out: Path) -> None:
         return
     panels: dict[str, dict[str, dict[int, float]]] = {variant: {} for variant in PUBLISHED}
     for row in sorted(ours, key=lambda row: (row.optimizer, row.inner_steps)):
-        label = f"ours, trained with {row.inner_steps}{row.optimizer}"
+        label = f"ours, trained with {row.inner_steps}{row.optimizer}{row.products}"
         own = {row.inner_steps: row.loss}
-        panels[row.variant.removesuffix(row.optimizer)][label] = own | row.more_steps
+        panels[row.model][label] = own | row.more_steps
     figure = plots.by_decoding(panels, PUBLISHED, ylabel="validation loss, n = d = 8")
     plots.save(figure, out / "by_decoding.png")
 
