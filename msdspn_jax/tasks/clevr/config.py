@@ -149,7 +149,8 @@ class Config(TaskConfig):
         """See `TaskConfig.idle`."""
         drawn = ("min_objects", "max_objects", "render_quality", "data_seed")
         procedural = self.data == "procedural"
-        found = dict.fromkeys(("data_dir",) if procedural else drawn, f"--data {self.data}")
+        unused = ("data_dir",) if procedural else drawn
+        found: dict[str, str] = {name: f"--data {self.data}" for name in unused}
         if self.outer.schedule != "published":
             found["rate_drop"] = f"--outer.schedule {self.outer.schedule}"
         return found

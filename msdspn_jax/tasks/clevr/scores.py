@@ -71,13 +71,13 @@ def score(
     finds nothing; how many there are is said by ``not_finite``, where there are any.
     """
     found: dict[str, float] = {}
-    finite = np.isfinite(prediction).all((1, 2))
-    if not finite.all():
-        found["not_finite"] = float((~finite).sum())
+    finite = np.all(np.isfinite(prediction), (1, 2))
+    if not np.all(finite):
+        found["not_finite"] = float(np.sum(~finite))
         # Nowhere near an object, and ranked behind all others.
         nothing = np.zeros_like(prediction[:1])
         nothing[..., :3], nothing[..., -1] = 1e6, -1e6
-        prediction = np.where(finite[:, None, None], prediction, nothing)
+        prediction = np.where(np.reshape(finite, (-1, 1, 1)), prediction, nothing)
     protocols: dict[str, metrics.Protocol] = {"ap": "per_image", "dataset_ap": "dataset"}
     for prefix, protocol in protocols.items():
         values = metrics.average_precision(prediction, objects, protocol=protocol)
