@@ -150,7 +150,7 @@ class Config(TaskConfig):
         drawn = ("min_objects", "max_objects", "render_quality", "data_seed")
         procedural = self.data == "procedural"
         unused = ("data_dir",) if procedural else drawn
-        found: dict[str, str] = {name: f"--data {self.data}" for name in unused}
+        found: dict[str, str] = dict.fromkeys(unused, f"--data {self.data}")
         if self.outer.schedule != "published":
             found["rate_drop"] = f"--outer.schedule {self.outer.schedule}"
         return found
